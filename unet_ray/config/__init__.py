@@ -1,0 +1,1 @@
+"""Frozen, validated settings of every job, read from flags and YAML."""

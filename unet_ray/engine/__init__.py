@@ -1,0 +1,1 @@
+"""The four engines; the only package that imports Ray."""

@@ -1,0 +1,1 @@
+"""Boxes, tile grids and receptive fields in whole numbers; standard library only."""

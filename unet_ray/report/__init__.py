@@ -1,0 +1,1 @@
+"""Progress lines and pictures from arrays and summaries; neither Ray nor PyTorch."""

@@ -1,0 +1,1 @@
+"""Volumes, shards, patch caches and segmentations on disks and in object stores."""
