@@ -1,0 +1,63 @@
+"""What all five commands share: settings, signals, errors, summary, exit code."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from unet_ray.config.parse import parse
+from unet_ray.errors import UnetRayError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+Summary = dict[str, Any]
+
+INTERRUPTED = 130
+# `ray job stop` kills 3 s after SIGTERM: what is not wound up by then is left as a killed driver would leave it.
+WIND_UP_SECONDS = 2.5
+
+
+def run(
+    kind: type[Settings], engine: Callable[[Settings], Summary], argv: Sequence[str] | None, program: str
+) -> int:
+    """Run one job: parse, call the engine, print its summary as the last line of stdout.
+
+    Returns:
+        Exit code: 0 complete, 2 the input is wrong, 3 incomplete, 130 interrupted, 1 anything else.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupt)
+    try:
+        settings = parse(kind, sys.argv[1:] if argv is None else argv, program)
+        summary = engine(settings)
+    except UnetRayError as error:
+        _say(program, " ".join(str(error).split()))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say(program, "interrupted; the same command continues where this run stopped")
+        return INTERRUPTED
+    except Exception as error:
+        traceback.print_exc()
+        _say(program, f"failed with an error of its own: {error!r}")
+        return 1
+    print(json.dumps(summary), flush=True)
+    return 0 if summary["status"] == "complete" else 3
+
+
+def _say(program: str, sentence: str) -> None:
+    print(f"{program}: {sentence}", file=sys.stderr, flush=True)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Leave in an orderly way, and leave anyway when that takes too long."""
+    timer = threading.Timer(WIND_UP_SECONDS, os._exit, [INTERRUPTED])
+    timer.daemon = True
+    timer.start()
+    raise KeyboardInterrupt

@@ -1,0 +1,14 @@
+"""What every settings object is: frozen, checked, and without unknown keys."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Config(BaseModel):
+    """Settings of a job or of a part of one.
+
+    A field's docstring is its ``--help``: what it is, its unit, its default's reason.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )

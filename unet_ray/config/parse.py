@@ -1,0 +1,160 @@
+"""Flags and YAML into one settings object.
+
+tyro reads kebab-case flags, space-separated lists, ``--flag/--no-flag`` and the
+help texts from pydantic classes. What it lacks is here: a YAML file under the
+flags, ``--print-config``, and errors in one sentence.
+"""
+
+import contextlib
+import difflib
+import io
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel
+
+from unet_ray.errors import ConfigError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def parse(kind: type[Settings], argv: Sequence[str], program: str) -> Settings:
+    """Settings of ``kind`` from command-line flags over the YAML file that ``--config`` names.
+
+    ``--help`` and ``--print-config`` print and leave with exit code 0.
+
+    Raises:
+        ConfigError: a flag, a key or a value is wrong; the nearest right name is given.
+        SystemExit: after ``--help`` and ``--print-config``.
+    """
+    flags, config_path, print_config = _own_flags(argv)
+    from_file = _read_yaml(config_path) if config_path is not None else {}
+    _refuse_unknown_keys(kind, from_file, config_path)
+    settings = _tyro(kind, [*_as_flags(from_file), *flags], program)
+    if print_config:
+        sys.stdout.write(to_yaml(settings))
+        raise SystemExit(0)
+    return settings
+
+
+def to_yaml(settings: BaseModel) -> str:
+    """The resolved settings as YAML, in the words of the file."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _own_flags(argv: Sequence[str]) -> tuple[list[str], str | None, bool]:
+    """``argv`` without ``--config FILE`` and ``--print-config``, and what those said."""
+    rest, path, print_config = list[str](), None, False
+    words = iter(argv)
+    for word in words:
+        if word == "--config" or word.startswith("--config="):
+            path = word.partition("=")[2] or next(words, None)
+            if not path or path.startswith("--"):
+                raise ConfigError("--config was given no file; name a YAML file, such as --config run.yaml")
+        elif word == "--print-config":
+            print_config = True
+        else:
+            rest.append(word)
+    return rest, path, print_config
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path} cannot be read ({error.strerror}); name a YAML file that exists") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise ConfigError(f"--config {path} is not YAML ({where}); mend the file") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"--config {path} holds a {type(loaded).__name__}; it must hold keys and values")
+    return loaded
+
+
+def _nearest(word: str, known: Sequence[str], what: str) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"the nearest {what} is {close[0]}" if close else f"see --help for every {what}"
+
+
+def _refuse_unknown_keys(kind: type[BaseModel], values: Mapping[str, Any], path: str | None, under: str = "") -> None:
+    for key, value in values.items():
+        if key not in kind.model_fields:
+            nearest = _nearest(str(key), list(kind.model_fields), "key")
+            raise ConfigError(f"--config {path} has the unknown key {under}{key}; {nearest}")
+        inner = kind.model_fields[key].annotation
+        nested = isinstance(inner, type) and issubclass(inner, BaseModel)
+        if nested != isinstance(value, dict):
+            wanted = "keys and values below it" if nested else "a value or a list"
+            raise ConfigError(f"--config {path} gives {under}{key} {value!r}; it takes {wanted}")
+        if nested:
+            assert isinstance(inner, type)
+            _refuse_unknown_keys(inner, value, path, f"{under}{key}.")
+
+
+def _as_flags(values: Mapping[str, Any], under: str = "") -> Iterator[str]:
+    """The YAML's keys and values as flags, so that both go through one parser."""
+    for key, value in values.items():
+        name = f"{under}{str(key).replace('_', '-')}"
+        if isinstance(value, dict):
+            yield from _as_flags(value, f"{name}.")
+        elif isinstance(value, bool):
+            prefix, _, last = name.rpartition(".")
+            yield f"--{prefix}{'.' if prefix else ''}{'' if value else 'no-'}{last}"
+        else:
+            yield f"--{name}"
+            yield from (str(item) for item in (value if isinstance(value, list) else [value]))
+
+
+def _flag_names(kind: type[BaseModel], under: str = "") -> Iterator[str]:
+    for key, field in kind.model_fields.items():
+        name = f"{under}{key.replace('_', '-')}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _flag_names(field.annotation, f"{name}.")
+        else:
+            yield f"--{name}"
+
+
+def _description(kind: type[BaseModel]) -> str:
+    return (
+        f"{kind.__doc__}\n\n--config FILE.yaml reads the same words in snake_case (flags win over the file); "
+        "--print-config prints the resolved settings as YAML and exits."
+    )
+
+
+def _tyro(kind: type[Settings], flags: Sequence[str], program: str) -> Settings:
+    import tyro  # slow to import, and needed by nobody who only builds settings in Python
+
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            settings, unknown = tyro.cli(
+                kind, prog=program, description=_description(kind), args=list(flags), return_unknown_args=True
+            )
+    except SystemExit as leave:
+        if leave.code in (0, None):
+            raise
+        raise ConfigError(_one_sentence(printed.getvalue())) from None
+    if unknown:
+        name = unknown[0].partition("=")[0]
+        known = [*_flag_names(kind), "--config", "--print-config", "--help"]
+        raise ConfigError(f"{unknown[0]} is not an option of {program}; {_nearest(name, known, 'option')}")
+    return settings
+
+
+def _one_sentence(printed: str) -> str:
+    """tyro's boxed message, on one line and without what only the box needs."""
+    text = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", printed)
+    text = " ".join(text.split()).partition("For full helptext")[0].partition("Argument helptext")[0]
+    refused = re.search(r"validation errors? for \w+ (\S+) (.*?) \[type=\w+, input_value=(.*?), input_type", text)
+    if refused is not None:
+        key, why, given = refused.groups()
+        text = f"--{key.replace('_', '-')} was given {given}: {why.removeprefix('Value error, ')}"
+    for heading in ("Value error ", "Parsing error ", "Missing argument ", "Required options "):
+        text = text.removeprefix(heading)
+    return f"{text.strip().rstrip('.')}; see --help for what each option takes"
