@@ -1,0 +1,228 @@
+"""A folder of objects, on a disk or in an object store, written whole or not at all."""
+
+import errno
+import os
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unet_ray.errors import TargetError
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a listing tells of an object: its key below the root, bytes, and ETag or modification time."""
+
+    key: str
+    size: int
+    version: str
+
+
+class Objects(ABC):
+    """Objects below one root, addressed by keys with ``/``.
+
+    `put` is atomic: a reader sees the old object, the new one or none, never a part.
+    """
+
+    url: str
+
+    @abstractmethod
+    def put(self, key: str, data: bytes) -> None:
+        """Write one object whole, durably.
+
+        Raises:
+            TargetError: the place cannot be written.
+        """
+
+    @abstractmethod
+    def get(self, key: str) -> bytes | None:
+        """The object's bytes, or None where there is none."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Objects below ``prefix`` (a key that ends with ``/``, or nothing), in no promised order."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove an object; nothing happens where there is none."""
+
+    @abstractmethod
+    def rename(self, key: str, new_key: str) -> None:
+        """Move an object; an object of the new key is replaced."""
+
+    @abstractmethod
+    def zarr_store(self) -> Any:
+        """A zarr store of the same root, for reading."""
+
+    def delete_all(self, prefix: str = "") -> None:
+        """Remove every object below ``prefix``."""
+        for info in list(self.list(prefix)):
+            self.delete(info.key)
+
+    def require_writable(self) -> None:
+        """Write and remove a small object, so that a bad target shows before the work starts.
+
+        Raises:
+            TargetError: the place cannot be written.
+        """
+        self.put(".unet_ray_probe", b"probe")
+        self.delete(".unet_ray_probe")
+
+
+def open_objects(url: str) -> Objects:
+    """The folder at a local path or at an ``s3://``, ``gs://`` or ``az://`` URL."""
+    if "://" in url and not url.startswith("file://"):
+        return RemoteObjects(url)
+    return LocalObjects(Path(url.removeprefix("file://")))
+
+
+class LocalObjects(Objects):
+    """Objects as files below a folder, which need not exist yet."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.url = str(self.root)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Temporary file, fsync, rename, fsync of the folder: whole or absent after a power cut."""
+        path = self.root / key
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=".put-", dir=path.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fchmod(handle, 0o644)
+                    os.fsync(handle)
+                os.replace(temporary, path)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise TargetError(_why_unwritable(self.root, error)) from error
+
+    def get(self, key: str) -> bytes | None:
+        try:
+            return (self.root / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        for folder, _, names in os.walk(self.root / prefix):
+            for name in names:
+                # Left behind by a killed put; never an object.
+                if name.startswith(".put-"):
+                    continue
+                path = os.path.join(folder, name)
+                try:
+                    status = os.stat(path)
+                except FileNotFoundError:
+                    continue
+                key = os.path.relpath(path, self.root).replace(os.sep, "/")
+                yield ObjectInfo(key, status.st_size, str(status.st_mtime_ns))
+
+    def delete(self, key: str) -> None:
+        (self.root / key).unlink(missing_ok=True)
+
+    def rename(self, key: str, new_key: str) -> None:
+        os.replace(self.root / key, self.root / new_key)
+
+    def zarr_store(self) -> Any:
+        from zarr.storage import LocalStore
+
+        return LocalStore(self.root)
+
+
+def _why_unwritable(root: Path, error: OSError) -> str:
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            remedy = "free some room and run the same command again; what is complete stays complete"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            remedy = "choose a folder that you may write"
+        case errno.ENOTDIR | errno.EEXIST:
+            remedy = "a file is where a folder is needed; choose another path"
+        case _:
+            remedy = "choose another path or mend the disk"
+    return f"{root} cannot be written ({error.strerror or error}); {remedy}"
+
+
+class RemoteObjects(Objects):
+    """Objects in a bucket, through obstore; endpoint and credentials come from the environment."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._store: Any = None
+
+    def __reduce__(self) -> tuple[type["RemoteObjects"], tuple[str]]:
+        return RemoteObjects, (self.url,)
+
+    @property
+    def _objects(self) -> Any:
+        if self._store is None:
+            from obstore.store import from_url
+
+            options: dict[str, Any] = {}
+            # A loopback or private endpoint speaks plain HTTP, which obstore refuses unless told.
+            if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+                options["client_options"] = {"allow_http": True}
+            self._store = from_url(self.url, **options)
+        return self._store
+
+    def put(self, key: str, data: bytes) -> None:
+        import obstore
+        from obstore.exceptions import BaseError
+
+        try:
+            obstore.put(self._objects, key, data)
+        except BaseError as error:
+            raise TargetError(
+                f"{self.url} cannot be written ({_first_line(error)}); check the bucket, the endpoint and the credentials"
+            ) from error
+
+    def get(self, key: str) -> bytes | None:
+        import obstore
+
+        try:
+            return bytes(obstore.get(self._objects, key).bytes())
+        except FileNotFoundError:
+            return None
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        import obstore
+
+        for batch in obstore.list(self._objects, prefix=prefix or None):
+            for entry in batch:
+                version = entry.get("e_tag") or entry["last_modified"].isoformat()
+                yield ObjectInfo(entry["path"], entry["size"], version)
+
+    def delete(self, key: str) -> None:
+        import obstore
+
+        # Deleting what is not there is no error on S3 but one elsewhere.
+        try:
+            obstore.delete(self._objects, key)
+        except FileNotFoundError:
+            return
+
+    def rename(self, key: str, new_key: str) -> None:
+        import obstore
+
+        obstore.rename(self._objects, key, new_key)
+
+    def zarr_store(self) -> Any:
+        from zarr.storage import ObjectStore
+
+        return ObjectStore(self._objects, read_only=True)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).strip()
