@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
-
+from unet_ray.config.base import Config
 from unet_ray.config.parse import parse
 from unet_ray.errors import UnetRayError
 
-Settings = TypeVar("Settings", bound=BaseModel)
+Settings = TypeVar("Settings", bound=Config)
 Summary = dict[str, Any]
 
 INTERRUPTED = 130

@@ -1,5 +1,7 @@
 """What every settings object is: frozen, checked, and without unknown keys."""
 
+from typing import Self
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -12,3 +14,7 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
     )
+
+    def named_defaults(self) -> Self:
+        """The settings with what a chosen name (a preset, a recipe) sets; flags are then laid over them."""
+        return self

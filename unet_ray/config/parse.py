@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel
 
+from unet_ray.config.base import Config
 from unet_ray.errors import ConfigError
 
-Settings = TypeVar("Settings", bound=BaseModel)
+Settings = TypeVar("Settings", bound=Config)
 
 
 def parse(kind: type[Settings], argv: Sequence[str], program: str) -> Settings:
@@ -34,7 +35,10 @@ def parse(kind: type[Settings], argv: Sequence[str], program: str) -> Settings:
     flags, config_path, print_config = _own_flags(argv)
     from_file = _read_yaml(config_path) if config_path is not None else {}
     _refuse_unknown_keys(kind, from_file, config_path)
-    settings = _tyro(kind, [*_as_flags(from_file), *flags], program)
+    given = [*_as_flags(from_file), *flags]
+    settings = _tyro(kind, given, program)
+    # Again over what the chosen preset or recipe sets: only what was given by name stays different from it.
+    settings = _tyro(kind, given, program, settings.named_defaults())
     if print_config:
         sys.stdout.write(to_yaml(settings))
         raise SystemExit(0)
@@ -127,14 +131,19 @@ def _description(kind: type[BaseModel]) -> str:
     )
 
 
-def _tyro(kind: type[Settings], flags: Sequence[str], program: str) -> Settings:
+def _tyro(kind: type[Settings], flags: Sequence[str], program: str, default: Settings | None = None) -> Settings:
     import tyro  # slow to import, and needed by nobody who only builds settings in Python
 
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
             settings, unknown = tyro.cli(
-                kind, prog=program, description=_description(kind), args=list(flags), return_unknown_args=True
+                kind,
+                prog=program,
+                description=_description(kind),
+                args=list(flags),
+                return_unknown_args=True,
+                **({} if default is None else {"default": default}),
             )
     except SystemExit as leave:
         if leave.code in (0, None):

@@ -1,1 +1,18 @@
 """The four engines; the only package that imports Ray."""
+
+import os
+
+# Ray reads these when it is imported, so they stand before every import of it here.
+# Authentication is always explicit: unset, Ray turns it on for the clusters that it starts itself and then
+# refuses its own command-line tools.
+_token_given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+os.environ.setdefault("RAY_AUTH_MODE", "token" if _token_given else "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Otherwise each print of a training worker comes out twice.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+# With num_gpus=0 a worker must not see the node's GPUs: augmentation leaves them to training.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+# The driver's C++ core prints its remarks about Ray Data's own actors to the user's terminal.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+# Threads that spin while they wait slow everything tenfold where another process wants the core.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

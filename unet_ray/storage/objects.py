@@ -42,6 +42,10 @@ class Objects(ABC):
         """The object's bytes, or None where there is none."""
 
     @abstractmethod
+    def size(self, key: str) -> int | None:
+        """The object's bytes, counted, or None where there is none."""
+
+    @abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Objects below ``prefix`` (a key that ends with ``/``, or nothing), in no promised order."""
 
@@ -113,6 +117,12 @@ class LocalObjects(Objects):
     def get(self, key: str) -> bytes | None:
         try:
             return (self.root / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def size(self, key: str) -> int | None:
+        try:
+            return (self.root / key).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -195,6 +205,15 @@ class RemoteObjects(Objects):
             return bytes(obstore.get(self._objects, key).bytes())
         except FileNotFoundError:
             return None
+
+    def size(self, key: str) -> int | None:
+        import obstore
+
+        try:
+            found: int = obstore.head(self._objects, key)["size"]
+        except FileNotFoundError:
+            return None
+        return found
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         import obstore

@@ -1,0 +1,66 @@
+"""Settings of the augment job."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field
+
+from unet_ray.config.base import Config
+from unet_ray.config.recipe import RECIPES, Recipe, RecipeName, WeightMap
+
+PresetName = Literal["default", "paper", "keras"]
+# paper: 572 -> 388 px in one pass; keras: the notebook's whole sections.
+PATCH_PX: dict[PresetName, int] = {"default": 256, "paper": 388, "keras": 512}
+
+
+class AugmentSettings(Config):
+    """What decides a patch cache, apart from the labelled sections."""
+
+    label_kind: Literal["interior", "membrane", "instances"] = "interior"
+    """What labels mean: interior (bright = inside a cell, as ISBI 2012), membrane (bright = membrane), instances (ids, whose borders are membrane)."""
+    ignore_label: int | None = None
+    """Label value of pixels that nobody labelled; they weigh nothing in training."""
+    variants: Annotated[int, Field(ge=1)] = 30
+    """Augmented patches per training section; raising it later extends the cache."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed; a patch is a function of seed, stack, section and variant alone."""
+    for_preset: PresetName = "default"
+    """Network preset whose margin the images get around their labels."""
+    patch_px: Annotated[int, Field(ge=1)] = PATCH_PX["default"]
+    """Side of a patch's label, pixels; only sides that the network can make. Unless given, the preset's: default 256, paper 388, keras 512."""
+    context_sections: Annotated[int, Field(ge=0, le=8)] = 0
+    """Sections below and above that become input channels, each."""
+    validation_sections: tuple[str, ...] = ()
+    """Sections kept out of augmentation and stored whole: numbers, A:B or A:B:STEP, counted through all stacks."""
+    exclude_sections: tuple[str, ...] = ()
+    """Sections not used at all, in the same form."""
+    recipe_name: RecipeName = "default"
+    """Recipe whose settings count where no --recipe.* flag is given: default, notebook or paper."""
+    recipe: Recipe = RECIPES["default"]
+    """The recipe's own settings."""
+    weighting: WeightMap = WeightMap()
+    """Weight map of the loss."""
+
+    def named_defaults(self) -> Self:
+        """The settings with the chosen recipe's and preset's values in place of the general ones."""
+        return self.model_copy(
+            update={"recipe": RECIPES[self.recipe_name], "patch_px": PATCH_PX[self.for_preset]}
+        )
+
+
+class AugmentConfig(AugmentSettings):
+    """Make augmented, tiled image/label/weight patches from labelled sections, into a zarr patch cache."""
+
+    images: tuple[str, ...]
+    """Image stacks: TIFF, folder or glob of images, zarr, OME-Zarr; paths or URLs."""
+    labels: tuple[str, ...]
+    """Label stacks, one per image stack, of the same shape."""
+    cache: str
+    """Patch cache to write, a path or URL."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Worker processes of one CPU each; None: as many as there are CPUs."""
+    patches_per_shard: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Patches of one shard, the unit of work and of resumption."""
+    overwrite: bool = False
+    """Remove the cache and start anew."""
+    verify: bool = False
+    """Check every shard's checksums first; what fails is made again."""

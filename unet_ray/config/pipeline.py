@@ -1,0 +1,69 @@
+"""Settings of the pipeline job: every stage's, under its name."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field
+
+from unet_ray.config.augment import AugmentSettings
+from unet_ray.config.base import Config
+from unet_ray.config.segment import SegmentSettings
+from unet_ray.config.train import TrainSettings
+
+
+class PhantomSettings(Config):
+    """The synthetic volume of the demo."""
+
+    shape: Annotated[tuple[int, int, int], Field()] = (16, 512, 512)
+    """Sides (z, y, x), voxels of 50 x 4 x 4 nm."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Another seed is another volume."""
+
+
+# What 2 CPU cores do in under five minutes: 12 of 16 sections for training, 2 for validation, 2 scored.
+DEMO_AUGMENT = AugmentSettings(
+    label_kind="membrane", variants=20, validation_sections=("3", "11"), exclude_sections=("7", "15")
+)
+DEMO_TRAIN = TrainSettings(base_channels=8, epochs=2)
+
+
+class PipelineConfig(Config):
+    """Augment, train, segment and evaluate from one config; with no arguments, a demo on a synthetic volume."""
+
+    output: str = "demo"
+    """Folder for everything: cache.zarr, run, segmentation.zarr, report."""
+    images: str | None = None
+    """Labelled image stack; None: the synthetic volume of the demo."""
+    labels: str | None = None
+    """Its labels."""
+    volume: str | None = None
+    """Volume to segment; None: the labelled stack itself."""
+    score_sections: tuple[str, ...] = ()
+    """Sections of the labelled stack to score; none: the excluded sections, else the validation sections."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Workers of augmentation, segmentation and evaluation; None: as many as fit."""
+    train_workers: Annotated[int, Field(ge=1)] = 1
+    """Data-parallel training workers."""
+    use_gpu: bool = False
+    """Train and segment on GPUs."""
+    overwrite: bool = False
+    """Start anew in the output folder."""
+    tiff: str | None = None
+    """Mask of the segmented volume as TIFF, 255 = membrane."""
+    phantom: PhantomSettings = PhantomSettings()
+    """Synthetic volume of the demo."""
+    augment: AugmentSettings = AugmentSettings()
+    """Settings of the augment job."""
+    train: TrainSettings = TrainSettings()
+    """Settings of the train job."""
+    segment: SegmentSettings = SegmentSettings()
+    """Settings of the segment job."""
+
+    def named_defaults(self) -> Self:
+        """The demo's settings where no data are named, then each stage's presets."""
+        stages = {"augment": self.augment, "train": self.train}
+        if self.images is None:
+            stages = {"augment": DEMO_AUGMENT, "train": DEMO_TRAIN}
+            return self.model_copy(update=stages)
+        preset: Literal["default", "paper", "keras"] = self.train.preset
+        augment = self.augment.model_copy(update={"for_preset": preset})
+        return self.model_copy(update={"augment": augment.named_defaults(), "train": self.train.named_defaults()})

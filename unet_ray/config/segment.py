@@ -1,0 +1,51 @@
+"""Settings of the segment job."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from unet_ray.config.base import Config
+
+
+class SegmentSettings(Config):
+    """What decides a segmentation, apart from volume and model."""
+
+    tile_px: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    """Output side of a tile, pixels, a multiple of the network's pooling factor; auto: the side with least overhang."""
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Membrane where the probability is above this, 0 to 1."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the network; auto: bfloat16 where the hardware computes with it and the seam probe passes."""
+    normalise: Literal["model", "volume"] = "model"
+    """Grey levels by the mapping stored with the model, or by percentiles of a sample of this volume."""
+    accept_voxel_size: bool = False
+    """Segment a volume whose voxel size is more than 20 % off the model's."""
+
+
+class SegmentConfig(SegmentSettings):
+    """Segment a volume tile by tile, exactly, into OME-Zarr and TIFF; running it again resumes."""
+
+    volume: str
+    """Volume: TIFF, folder or glob of images, zarr, OME-Zarr; a path or URL."""
+    model: str
+    """Model file that the train job wrote (model.safetensors)."""
+    output: str
+    """OME-Zarr image to write (P.zarr), a path or URL: membrane probability, and the mask as label image."""
+    sections: tuple[str, ...] = ()
+    """Sections to segment: numbers, A:B or A:B:STEP; none: all. A larger choice later continues the same output."""
+    tiff: str | None = None
+    """Mask as TIFF, 255 = membrane."""
+    probability_tiff: str | None = None
+    """Membrane probability as TIFF, 0..255 = 0..1; challenge format: float32, 1 = cell."""
+    tiff_format: Literal["plain", "challenge"] = "plain"
+    """challenge: --probability-tiff becomes the ISBI 2012 submission, 32-bit float, 1 = cell."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Actors that hold the model; None: as many as fit."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """CPUs of each actor; None: up to 4, resolved once and stored in the output."""
+    use_gpu: bool = False
+    """One GPU per actor."""
+    verify: bool = False
+    """Check every shard's checksums first; what fails is renamed *.damaged and made again."""
+    overwrite: bool = False
+    """Remove the output and start anew."""

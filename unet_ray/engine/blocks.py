@@ -1,0 +1,265 @@
+"""Ray Data over runs of block numbers: the loop that augment and segment share.
+
+Numbers travel, voxels do not: an actor reads, computes and writes a block by
+itself and returns one small status row.
+"""
+
+import os
+import resource
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from unet_ray.geometry.block_set import BlockSet
+
+TRIES = 3
+# A hang ends the run instead of the night; no block takes this long.
+NO_PROGRESS_SECONDS = 600
+
+
+class BlockWorker(Protocol):
+    """What an actor does with a block; each stage runs in a thread of its own, one block at a time."""
+
+    def is_done(self, block: int) -> bool:
+        """Whether the block's record is there."""
+
+    def read(self, block: int) -> Any:
+        """Input of the block."""
+
+    def compute(self, block: int, data: Any) -> Any:
+        """Output of the block."""
+
+    def write(self, block: int, result: Any) -> int:
+        """Put the output; returns the voxels or patches written."""
+
+
+@dataclass
+class Outcome:
+    """What came of a run over blocks.
+
+    Attributes:
+        written: blocks written.
+        units: voxels or patches written.
+        failures: error of every block that failed, by block.
+        seconds: first block started to last block written.
+        stage_seconds: seconds that all workers spent reading, computing, writing.
+        peak_worker_rss_bytes: largest memory of a worker.
+    """
+
+    written: int = 0
+    units: int = 0
+    failures: dict[int, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    stage_seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "compute": 0.0, "write": 0.0})
+    peak_worker_rss_bytes: int = 0
+
+    def merge(self, other: "Outcome") -> None:
+        """Add another run's blocks to this one's."""
+        self.written += other.written
+        self.units += other.units
+        self.failures |= other.failures
+        self.seconds += other.seconds
+        for stage, seconds in other.stage_seconds.items():
+            self.stage_seconds[stage] += seconds
+        self.peak_worker_rss_bytes = max(self.peak_worker_rss_bytes, other.peak_worker_rss_bytes)
+
+
+class _Actor:
+    """A worker behind Ray Data: takes runs of block numbers, returns one row per block."""
+
+    def __init__(self, make_worker: Callable[[], BlockWorker]) -> None:
+        self.worker = make_worker()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        rows = [
+            row
+            for start, stop in zip(batch["start"], batch["stop"], strict=True)
+            for row in work_through(self.worker, range(int(start), int(stop)))
+        ]
+        return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def work_through(worker: BlockWorker, blocks: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Do blocks in order, reading one ahead and writing one behind.
+
+    A block that raises is tried again by itself, `TRIES` times in all, and then
+    reported with its error; the others go on.
+
+    Yields:
+        One row per block: block, ok, error, units, started, ended, read, compute, write, rss, pid.
+    """
+    numbers = list(blocks)
+    # Blocks of a run are done in order: without the first one's record nobody was here before.
+    if numbers and worker.is_done(numbers[0]):
+        for block in [n for n in numbers if worker.is_done(n)]:
+            numbers.remove(block)
+            yield _row(block, units=0)
+    with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
+        ahead: Future[Any] | None = None
+        behind: tuple[int, float, dict[str, float], Future[Any]] | None = None
+        for place, block in enumerate(numbers):
+            started, spent = time.time(), dict[str, float]()
+            reading = ahead or reader.submit(_timed, worker.read, block)
+            following = numbers[place + 1 : place + 2]
+            try:
+                data, spent["read"] = reading.result()
+                ahead = reader.submit(_timed, worker.read, following[0]) if following else None
+                result, spent["compute"] = _timed(worker.compute, block, data)
+            except Exception as error:
+                if ahead is reading or ahead is None:
+                    ahead = reader.submit(_timed, worker.read, following[0]) if following else None
+                if behind is not None:
+                    yield _finish(worker, *behind)
+                    behind = None
+                yield _alone(worker, block, started, error)
+                continue
+            if behind is not None:
+                yield _finish(worker, *behind)
+            behind = block, started, spent, writer.submit(_timed, worker.write, block, result)
+        if behind is not None:
+            yield _finish(worker, *behind)
+
+
+def _finish(
+    worker: BlockWorker, block: int, started: float, spent: dict[str, float], written: Future[Any]
+) -> dict[str, Any]:
+    try:
+        units, spent["write"] = written.result()
+    except Exception as error:
+        return _alone(worker, block, started, error)
+    return _row(block, units=units, started=started, **spent)
+
+
+def _alone(worker: BlockWorker, block: int, started: float, error: Exception) -> dict[str, Any]:
+    """Try a failed block again, one stage after the other."""
+    for _ in range(TRIES - 1):
+        try:
+            spent: dict[str, float] = {}
+            data, spent["read"] = _timed(worker.read, block)
+            result, spent["compute"] = _timed(worker.compute, block, data)
+            units, spent["write"] = _timed(worker.write, block, result)
+        except Exception as again:
+            error = again
+        else:
+            return _row(block, units=units, started=started, **spent)
+    return _row(block, units=0, started=started, error=_describe(error))
+
+
+def _describe(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if type(error).__module__.startswith("unet_ray") else f"{type(error).__name__}: {text}"
+
+
+def _timed(stage: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    start = time.perf_counter()
+    return stage(*arguments), time.perf_counter() - start
+
+
+def _row(block: int, *, units: int, started: float = 0.0, error: str = "", **spent: float) -> dict[str, Any]:
+    ended = time.time()
+    return {
+        "block": block,
+        "ok": not error,
+        "error": error,
+        "units": units,
+        "started": started or ended,
+        "ended": ended,
+        **{stage: spent.get(stage, 0.0) for stage in ("read", "compute", "write")},
+        "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "pid": os.getpid(),
+    }
+
+
+def run_blocks(
+    make_worker: Callable[[], BlockWorker],
+    done: BlockSet,
+    *,
+    workers: int,
+    cpus_each: float,
+    gpus_each: float = 0,
+    run_length: int,
+    on_row: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> Outcome:
+    """Do every block that is not in ``done`` on a pool of actors.
+
+    Args:
+        make_worker: makes a worker inside an actor; a picklable callable.
+        done: blocks that are done; those that get done are added.
+        workers: actors of the pool.
+        cpus_each: CPUs an actor asks for.
+        gpus_each: GPUs an actor asks for.
+        run_length: blocks that one Ray Data block carries; each costs Ray Data about 10 ms.
+        on_row: called on the driver with each block's row.
+
+    Returns:
+        What was written and what failed. A killed actor's blocks are done again
+        elsewhere; a block whose process dies each time is among the failures.
+    """
+    outcome, begun, ended = Outcome(), float("inf"), 0.0
+    # The second pass has runs of one block, so that a block that kills its process takes no other with it.
+    for length in (run_length, 1):
+        runs = [{"start": start, "stop": stop} for start, stop in _todo(done, outcome, length)]
+        if not runs:
+            break
+        for row in _stream(make_worker, runs, workers, cpus_each, gpus_each):
+            block = int(row["block"])
+            begun, ended = min(begun, row["started"]), max(ended, row["ended"])
+            outcome.peak_worker_rss_bytes = max(outcome.peak_worker_rss_bytes, int(row["rss"]))
+            for stage in outcome.stage_seconds:
+                outcome.stage_seconds[stage] += float(row[stage])
+            if not row["ok"]:
+                outcome.failures[block] = str(row["error"])
+            elif block not in done:
+                done.add(block)
+                outcome.written += 1
+                outcome.units += int(row["units"])
+            on_row(row)
+    for start, stop in _todo(done, outcome, 1):
+        outcome.failures |= dict.fromkeys(range(start, stop), "its worker process died each time it was tried")
+    outcome.seconds = max(0.0, ended - begun)
+    return outcome
+
+
+def _todo(done: BlockSet, outcome: Outcome, longest: int) -> Iterator[tuple[int, int]]:
+    if not outcome.failures:
+        yield from done.missing_runs(longest)
+        return
+    settled = BlockSet(done.num_blocks, [*done, *outcome.failures])
+    yield from settled.missing_runs(longest)
+
+
+def _stream(
+    make_worker: Callable[[], BlockWorker],
+    runs: list[dict[str, int]],
+    workers: int,
+    cpus_each: float,
+    gpus_each: float,
+) -> Iterator[dict[str, Any]]:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    # A dropped block is only a log line in Ray Data; what is missing is found by comparison with the plan.
+    context.max_errored_blocks = -1
+    context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    actors = min(workers, len(runs))
+    with warnings.catch_warnings():
+        # Ray 2.60 announces other names for the retry settings but has none yet.
+        warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+        dataset = ray.data.from_items(runs, override_num_blocks=len(runs)).map_batches(
+            _Actor,
+            fn_constructor_args=(make_worker,),
+            batch_size=1,
+            num_cpus=cpus_each,
+            num_gpus=gpus_each,
+            compute=ActorPoolStrategy(min_size=1, max_size=actors, max_tasks_in_flight_per_actor=2),
+            max_restarts=-1,
+            max_task_retries=TRIES - 1,
+        )
+    yield from dataset.iter_rows()

@@ -1,0 +1,110 @@
+"""The Ray cluster of a run: the one that is named, or one started for the run alone."""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+
+from unet_ray.errors import ConfigError
+
+# Pixels never ride through the object store: it holds model weights and status rows.
+OBJECT_STORE_BYTES = 512 * 1024**2
+# Ray puts sockets below its folder, and a socket's path may have 107 bytes.
+LONGEST_TEMPORARY = 30
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[None]:
+    """Ray, for the time of a run.
+
+    A cluster that ``RAY_ADDRESS`` names (``ray job submit`` sets it) is joined.
+    Otherwise Ray starts embedded, without dashboard and usage statistics, and
+    never joins a cluster that merely runs on the machine. Inside another
+    `cluster`, nothing happens.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    temporary: str | None = None
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            with _quiet_start():
+                ray.init(logging_level=logging.ERROR)
+        else:
+            base = tempfile.gettempdir()
+            temporary = tempfile.mkdtemp(prefix="unet_ray-", dir=base if len(base) <= LONGEST_TEMPORARY else "/tmp")
+            with _quiet_start():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    _temp_dir=temporary,
+                )
+        # Ray sets a SIGTERM handler of its own, which would end the run without the exit code 130.
+        for number, handler in handlers.items():
+            with contextlib.suppress(ValueError):  # not in the main thread
+                signal.signal(number, handler)
+        yield
+    finally:
+        ray.shutdown()
+        if temporary is not None:
+            shutil.rmtree(Path(temporary), ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Without the lines that Ray's C++ core writes to the terminal itself; they come out if the start fails."""
+    with tempfile.TemporaryFile() as said:
+        kept = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def resources() -> tuple[int, int]:
+    """CPUs and GPUs of the whole cluster."""
+    totals = ray.cluster_resources()
+    return int(totals.get("CPU", 0)), int(totals.get("GPU", 0))
+
+
+def pool_size(workers: int | None, cpus_each: int, gpus_each: float = 0) -> int:
+    """Workers to start: as many as asked for, else as many as fit.
+
+    Raises:
+        ConfigError: not one of them fits into the cluster.
+    """
+    cpus, gpus = resources()
+    fitting = cpus // cpus_each if not gpus_each else int(min(cpus // cpus_each, gpus / gpus_each))
+    if fitting < 1:
+        lacking = "GPU" if gpus_each and gpus < gpus_each else "CPU"
+        remedy = "use --no-use-gpu or a cluster with GPUs" if lacking == "GPU" else "use a larger cluster"
+        raise ConfigError(
+            f"a worker asks for {cpus_each} CPU and {gpus_each:g} GPU, but the cluster has {cpus} CPU and {gpus} GPU; "
+            f"{remedy}"
+        )
+    return fitting if workers is None else min(workers, fitting)
+
+
+def threads_each(workers: int) -> int:
+    """CPUs per worker when they share the cluster's evenly; no more than the largest node has."""
+    cpus, _ = resources()
+    largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    return max(1, min(cpus // workers, largest))

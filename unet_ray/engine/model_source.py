@@ -1,0 +1,22 @@
+"""Model files at paths and URLs."""
+
+from unet_ray.errors import ModelFileError
+from unet_ray.storage.objects import open_objects
+
+
+def read_model_file(path: str) -> bytes:
+    """The bytes of a model file at a path or URL.
+
+    Raises:
+        ModelFileError: there is none.
+    """
+    folder, slash, name = path.rstrip("/").rpartition("/")
+    try:
+        data = open_objects(folder or slash or ".").get(name)
+    except IsADirectoryError:
+        raise ModelFileError(f"{path} is a folder; give the model.safetensors in it") from None
+    except OSError as error:
+        raise ModelFileError(f"model file {path} cannot be read ({error}); check the path and its permissions") from error
+    if data is None:
+        raise ModelFileError(f"there is no model file at {path}; give the model.safetensors of a training run")
+    return data

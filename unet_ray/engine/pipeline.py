@@ -1,0 +1,91 @@
+"""All stages, one after the other, on one cluster; each resumes by itself."""
+
+import time
+
+from unet_ray.command import Summary
+from unet_ray.config.augment import AugmentConfig
+from unet_ray.config.evaluate import EvaluateConfig
+from unet_ray.config.pipeline import PipelineConfig
+from unet_ray.config.sections import parse_sections
+from unet_ray.config.segment import SegmentConfig
+from unet_ray.config.train import TrainConfig
+from unet_ray.engine.augment import augment
+from unet_ray.engine.cluster import cluster
+from unet_ray.engine.evaluate import evaluate
+from unet_ray.engine.phantom import make_phantom
+from unet_ray.engine.segment import segment
+from unet_ray.engine.train import train
+from unet_ray.errors import ConfigError
+from unet_ray.storage.volume import open_volume
+
+
+def pipeline(config: PipelineConfig) -> Summary:
+    """Augment, train, segment, evaluate.
+
+    Returns:
+        The stages' summaries under their names, and ``report``, the folder with metrics and pictures.
+
+    Raises:
+        InputError: settings or inputs are wrong.
+    """
+    began = time.time()
+    if (config.images is None) != (config.labels is None):
+        raise ConfigError("--images and --labels go together; give both, or neither for the demo")
+    output = config.output.rstrip("/")
+    scored = config.score_sections or config.augment.exclude_sections or config.augment.validation_sections
+    if not scored:
+        raise ConfigError(
+            "no sections are set apart; name some with --augment.validation-sections and --augment.exclude-sections"
+        )
+    if config.images is not None:
+        parse_sections(scored, open_volume(config.images).shape[0], "--score-sections")
+    with cluster():
+        ready = time.time()
+        images, labels = config.images, config.labels
+        if images is None or labels is None:
+            shape, seed = config.phantom.shape, config.phantom.seed
+            images, labels = make_phantom(f"{output}/phantom.zarr", shape, seed, config.workers)
+        augmented = augment(
+            AugmentConfig(
+                **dict(config.augment), images=(images,), labels=(labels,), cache=f"{output}/cache.zarr",
+                workers=config.workers, overwrite=config.overwrite,
+            )
+        )  # fmt: skip
+        trained = train(
+            TrainConfig(
+                **dict(config.train), cache=f"{output}/cache.zarr", run=f"{output}/run", workers=config.train_workers,
+                use_gpu=config.use_gpu, overwrite=config.overwrite,
+            )
+        )  # fmt: skip
+
+        def segment_to(volume: str, path: str, sections: tuple[str, ...], tiff: str | None) -> Summary:
+            return segment(
+                SegmentConfig(
+                    **dict(config.segment), volume=volume, model=trained["model"], output=path, sections=sections,
+                    tiff=tiff, workers=config.workers, use_gpu=config.use_gpu, overwrite=config.overwrite,
+                )
+            )  # fmt: skip
+
+        segmentation = f"{output}/segmentation.zarr"
+        if config.volume is None:
+            segmented = segment_to(images, segmentation, (), config.tiff)
+            prediction = segmentation
+        else:
+            # Of the labelled stack only the sections that are scored.
+            prediction = f"{output}/scored.zarr"
+            segment_to(images, prediction, scored, None)
+            segmented = segment_to(config.volume, segmentation, (), config.tiff)
+        evaluated = evaluate(
+            EvaluateConfig(
+                prediction=prediction, labels=labels, label_kind=config.augment.label_kind, sections=scored,
+                images=images, report=f"{output}/report", workers=config.workers,
+            )
+        )  # fmt: skip
+    stages = {"augment": augmented, "train": trained, "segment": segmented, "evaluate": evaluated}
+    return {
+        "status": "complete" if all(s["status"] == "complete" for s in stages.values()) else "incomplete",
+        "seconds": round(time.time() - began, 2),
+        "startup_seconds": round(ready - began, 2),
+        **stages,
+        "report": f"{output}/report",
+    }

@@ -1,0 +1,373 @@
+"""A volume into its segmentation: Ray Data over block numbers, actors that hold the model."""
+
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import torch
+
+from unet_ray.command import Summary
+from unet_ray.config.network import layers
+from unet_ray.config.sections import parse_sections
+from unet_ray.config.segment import SegmentConfig
+from unet_ray.engine.blocks import Outcome, run_blocks
+from unet_ray.engine.cluster import cluster, pool_size, threads_each
+from unet_ray.engine.labelled_stacks import sample_volume
+from unet_ray.engine.model_source import read_model_file
+from unet_ray.engine.seam_probe import SeamCertificate, probe
+from unet_ray.engine.segment_plan import layout_for, probe_box, resolve_tile_px
+from unet_ray.errors import VolumeError
+from unet_ray.geometry.block_set import BlockSet
+from unet_ray.geometry.box import Box
+from unet_ray.geometry.receptive_field import margin_px, pooling_factor
+from unet_ray.network.model_file import ModelMetadata, decode
+from unet_ray.network.predict import Precision, Predictor, hardware_precision
+from unet_ray.numerics.intensity import IntensityMap
+from unet_ray.report.progress import Progress
+from unet_ray.storage.fingerprint import digest
+from unet_ray.storage.segmentation import FORMAT_VERSION, LEVEL, MASK, Segmentation, SegmentationLayout
+from unet_ray.storage.tiff import Kind, write_tiff
+from unet_ray.storage.volume import Volume, open_volume
+
+MOST_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that an actor needs to segment any block."""
+
+    volume: Volume
+    model: bytes
+    intensity: IntensityMap
+    output: Segmentation
+    layout: SegmentationLayout
+    threshold: float
+    threads: int
+    use_gpu: bool
+
+    @property
+    def crop(self) -> int:
+        """Pixels between the edge of a network's output and its tile: halo - margin."""
+        config = decode(self.model)[0]
+        return self.layout.blocks.tiles.halo[1] - margin_px(layers(config))
+
+    def read(self, box: Box) -> npt.NDArray[np.uint8]:
+        """Grey values of a box, mirrored outside the volume."""
+        return self.intensity.apply(self.volume.read(box))
+
+    def predictor(self, precision: Precision) -> Predictor:
+        """The model on this worker's device."""
+        torch.set_num_threads(self.threads)
+        config, state, _ = decode(self.model)
+        return Predictor(config, state, "cuda" if self.use_gpu else "cpu", precision)
+
+
+class SegmentWorker:
+    """Reads, predicts and writes blocks; each tile is one forward pass of the same shape."""
+
+    def __init__(self, job: ray.ObjectRef, precision: Precision) -> None:
+        self.job: Job = ray.get(job)
+        self.precision = precision
+        self.crop = self.job.crop
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The model, loaded when the first block is computed."""
+        return self.job.predictor(self.precision)
+
+    def is_done(self, block: int) -> bool:
+        """Whether the block's record is there."""
+        return self.job.output.is_done(self.job.layout.blocks, block)
+
+    def read(self, block: int) -> npt.NDArray[np.uint8]:
+        """Grey values of all that the block's tiles read."""
+        blocks = self.job.layout.blocks
+        return self.job.read(blocks.shard_box(block).grow(blocks.tiles.halo))
+
+    def compute(self, block: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Membrane probability of the block, 0..255 = 0..1, clipped to the volume."""
+        blocks = self.job.layout.blocks
+        whole = blocks.write_box(block)
+        origin = blocks.shard_box(block).grow(blocks.tiles.halo).start
+        found = np.empty(whole.shape, np.uint8)
+        for tile in blocks.tiles_of(block):
+            write = blocks.tiles.write_box(tile)
+            window = data[blocks.tiles.read_box(tile).relative_to(origin).slices]
+            probability = self.predictor(np.ascontiguousarray(window[None]))[0]
+            _, height, width = write.shape
+            inside = probability[self.crop : self.crop + height, self.crop : self.crop + width]
+            found[write.relative_to(whole.start).slices] = np.rint(inside * 255)
+        return found
+
+    def write(self, block: int, result: npt.NDArray[np.uint8]) -> int:
+        """Put the block; returns its voxels."""
+        self.job.output.put(self.job.layout, block, result, self.job.threshold)
+        return result.size
+
+
+class MaskWorker:
+    """Makes the mask of blocks whose probability is there: after a new threshold or a repair."""
+
+    def __init__(self, output: Segmentation, layout: SegmentationLayout, threshold: float) -> None:
+        self.output, self.layout, self.threshold = output, layout, threshold
+
+    def is_done(self, block: int) -> bool:
+        """Never: a mask costs less to write than to ask for."""
+        return False
+
+    def read(self, block: int) -> npt.NDArray[np.uint8]:
+        """Stored probability."""
+        return self.output.read_block(self.layout, block)
+
+    def compute(self, block: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The same; the mask is taken from it when it is put."""
+        return data
+
+    def write(self, block: int, result: npt.NDArray[np.uint8]) -> int:
+        """Put the mask; returns its voxels."""
+        self.output.put_mask(self.layout, block, result, self.threshold)
+        return result.size
+
+
+def segment(config: SegmentConfig) -> Summary:
+    """Segment a volume, or continue, repair or report a segmentation.
+
+    Returns:
+        The summary of the contract: voxels, blocks, blocks_written, seam_max_abs_diff, output, ...
+
+    Raises:
+        InputError: inputs or settings are wrong; nothing was started.
+        SeamError: tile by tile would not equal one piece.
+    """
+    began = time.time()
+    volume = open_volume(config.volume)
+    sections = parse_sections(config.sections, volume.shape[0], "--sections") or tuple(range(volume.shape[0]))
+    model = read_model_file(config.model)
+    network, _, metadata = decode(model, config.model)
+    _check_fit(config, volume, metadata)
+    output = Segmentation(config.output)
+    if config.overwrite:
+        output.overwrite()
+    intensity = _intensity(config, volume, metadata)
+    asked = {
+        "format_version": FORMAT_VERSION,
+        "volume": volume.identity(),
+        "model": digest(model),
+        "intensity": intensity.model_dump(),
+        **{key: value for key in ("tile_px", "precision") if (value := getattr(config, key)) != "auto"},
+    }
+    stored = output.refuse_other(asked)
+    tile_px = resolve_tile_px(config.tile_px if stored is None else stored["made_with"]["tile_px"], volume.shape, network)
+    layout = layout_for(volume.shape, tile_px, network, volume.voxel_size_nm or metadata.voxel_size_nm)
+    output.objects.require_writable()
+    if config.verify and stored is not None:
+        for block in set(output.verify(layout)):
+            print(f"segment: block {block} of {config.output} is damaged and will be made again", file=sys.stderr)
+    chosen = _chosen(layout, sections)
+    if stored is not None and stored["threshold"] != config.threshold:
+        output.drop_masks()
+        stored = stored | {"threshold": config.threshold}
+        output.set_attributes(stored)
+    done = output.done(layout.blocks)
+    skipped = sum(block in done for block in chosen)
+    masked = output.done(layout.blocks, f"{MASK}/{LEVEL}")
+    masks_missing = [block for block in done if block not in masked]
+    outcome, startup = Outcome(), 0.0
+    if skipped < len(chosen) or masks_missing:
+        with cluster():
+            gpus = 1 if config.use_gpu else 0
+            threads = _threads(config, stored)
+            workers = pool_size(config.workers, cpus_each=threads, gpus_each=gpus)
+            job = Job(volume, model, intensity, output, layout, config.threshold, threads, config.use_gpu)
+            if stored is None:
+                certificate, resolved = _resolve(job, config)
+                if certificate.note:
+                    print(f"segment: {certificate.note}", file=sys.stderr)
+                stored = {
+                    "made_with": asked | {"tile_px": tile_px, "precision": certificate.precision},
+                    "threshold": config.threshold,
+                    "threads": threads,
+                    "seam": asdict(certificate),
+                    "resolved_on": resolved,
+                }
+            output.create(layout, stored)
+            outcome, first = _segment_blocks(job, stored, chosen, done, masks_missing, workers, gpus)
+            startup = first - began
+    failed = {block: reason for block, reason in outcome.failures.items() if block in chosen}
+    summary: Summary = {
+        "status": "incomplete" if failed else "complete",
+        "seconds": 0.0,
+        "startup_seconds": round(startup, 2),
+        "voxels": sum(layout.blocks.write_box(block).voxels for block in chosen),
+        "voxels_per_second": round(outcome.units / max(outcome.seconds, 1e-9)),
+        "blocks": len(chosen),
+        "blocks_written": outcome.written,
+        "blocks_skipped": skipped,
+        "blocks_failed": len(failed),
+        "model_seconds": round(outcome.stage_seconds["compute"], 2),
+        "seam_max_abs_diff": stored["seam"]["seam_max_abs_diff"] if stored else None,
+        "mask_change_share": stored["seam"]["mask_change_share"] if stored else None,
+        "precision": stored["made_with"]["precision"] if stored else None,
+        "tile_px": tile_px,
+        "output": config.output,
+        "peak_worker_rss_bytes": outcome.peak_worker_rss_bytes,
+    }
+    if failed:
+        summary["failures"] = {str(block): reason for block, reason in sorted(failed.items())}
+    else:
+        _export(config, sections)
+    return summary | {"seconds": round(time.time() - began, 2)}
+
+
+def _check_fit(config: SegmentConfig, volume: Volume, metadata: ModelMetadata) -> None:
+    """Whether the model was trained on such voxels.
+
+    Raises:
+        VolumeError: dtype or voxel size differ.
+    """
+    if config.normalise == "model" and volume.dtype.name != metadata.normalisation.dtype:
+        raise VolumeError(
+            f"{config.volume} has {volume.dtype.name} voxels but model {config.model} was trained on "
+            f"{metadata.normalisation.dtype}; pass --normalise volume to take grey levels from this volume's percentiles"
+        )
+    ours, models = volume.voxel_size_nm, metadata.voxel_size_nm
+    if ours and models and not config.accept_voxel_size:
+        if any(abs(a / b - 1) > 0.2 for a, b in zip(ours, models, strict=True)):
+            raise VolumeError(
+                f"{config.volume} has voxels of {ours} nm (z, y, x) but model {config.model} was trained on {models} nm, "
+                "more than 20 % off; rescale the volume or pass --accept-voxel-size"
+            )
+
+
+def _intensity(config: SegmentConfig, volume: Volume, metadata: ModelMetadata) -> IntensityMap:
+    if config.normalise == "volume":
+        return IntensityMap.of_sample(sample_volume(volume, range(volume.shape[0])), name=config.volume)
+    return IntensityMap(**metadata.normalisation.model_dump())
+
+
+def _chosen(layout: SegmentationLayout, sections: tuple[int, ...]) -> BlockSet:
+    """Blocks that the chosen sections touch."""
+    blocks = layout.blocks
+    _, height, width = blocks.tiles.volume
+    chosen = BlockSet(blocks.num_blocks)
+    for layer in sorted({z // blocks.shard[0] for z in sections}):
+        z = layer * blocks.shard[0]
+        for block in blocks.blocks_touching(Box((z, 0, 0), (z + 1, height, width))):
+            chosen.add(block)
+    return chosen
+
+
+def _threads(config: SegmentConfig, stored: dict[str, Any] | None) -> int:
+    """Threads of an actor: what the output was begun with, else what was asked for, else up to 4."""
+    if stored is not None:
+        return int(stored["threads"])
+    if config.threads is not None:
+        return config.threads
+    return min(MOST_THREADS, threads_each(config.workers or 1))
+
+
+def _resolve(job: Job, config: SegmentConfig) -> tuple[SeamCertificate, str]:
+    """Precision and seam certificate, found on a worker of the kind that will compute."""
+    task = ray.remote(num_cpus=job.threads, num_gpus=1 if job.use_gpu else 0)(_probe_on_worker)
+    found: tuple[SeamCertificate, str] = ray.get(task.remote(job, config.precision))
+    return found
+
+
+def _probe_on_worker(job: Job, asked: str) -> tuple[SeamCertificate, str]:
+    device = "cuda" if job.use_gpu else "cpu"
+    wanted: Precision = hardware_precision(device) if asked == "auto" else asked  # type: ignore[assignment]
+    predictors: dict[Precision, Predictor] = {}
+
+    def predict(precision: Precision, window: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        if precision not in predictors:
+            predictors[precision] = job.predictor(precision)
+        return predictors[precision](np.ascontiguousarray(window))
+
+    tiles = job.layout.blocks.tiles
+    box = probe_box(tiles, pooling_factor(layers(decode(job.model)[0])))
+    certificate = probe(
+        predict, job.read, tiles, box, crop=job.crop, threshold=job.threshold, precision=wanted,
+        may_fall_back=asked == "auto",
+    )  # fmt: skip
+    name = torch.cuda.get_device_name() if job.use_gpu else torch.backends.cpu.get_cpu_capability()
+    return certificate, f"{name}, torch {torch.__version__}"
+
+
+def _segment_blocks(
+    job: Job,
+    stored: dict[str, Any],
+    chosen: BlockSet,
+    done: BlockSet,
+    masks_missing: list[int],
+    workers: int,
+    gpus: int,
+) -> tuple[Outcome, float]:
+    """Predict the chosen blocks that are not done, and make the masks that are missing."""
+    blocks = job.layout.blocks
+    todo = [block for block in chosen if block not in done]
+    # Blocks that nobody chose count as settled here, so that only the others are missing.
+    settled = BlockSet(blocks.num_blocks, (b for b in range(blocks.num_blocks) if b in done or b not in chosen))
+    total = sum(blocks.write_box(block).voxels for block in chosen) / 1e6
+    before = total - sum(blocks.write_box(block).voxels for block in todo) / 1e6
+    started: list[float] = []
+    outcome = Outcome()
+    reference = ray.put(job)
+    with Progress("segment", total=total, unit="Mvox", already_done=before) as progress:
+
+        def on_row(row: dict[str, Any]) -> None:
+            started.append(float(row["started"]))
+            progress.advance(row["units"] / 1e6)
+
+        if todo:
+            outcome.merge(
+                run_blocks(
+                    partial(SegmentWorker, reference, stored["made_with"]["precision"]),
+                    settled,
+                    workers=workers,
+                    cpus_each=job.threads,
+                    gpus_each=gpus,
+                    run_length=max(1, min(64, len(todo) // (workers * 16))),
+                    on_row=on_row,
+                )
+            )
+        if masks_missing:
+            present = BlockSet(blocks.num_blocks, (b for b in range(blocks.num_blocks) if b not in masks_missing))
+            repaired = run_blocks(
+                partial(MaskWorker, job.output, job.layout, job.threshold),
+                present,
+                workers=pool_size(None, cpus_each=1),
+                cpus_each=1,
+                run_length=max(1, min(64, len(masks_missing) // 16)),
+                on_row=lambda row: started.append(float(row["started"])),
+            )
+            outcome.failures |= repaired.failures
+    return outcome, min(started, default=time.time())
+
+
+def _export(config: SegmentConfig, sections: tuple[int, ...]) -> None:
+    """Write the TIFF files that were asked for, as streams from the finished output."""
+    wanted = {config.tiff: MASK, config.probability_tiff: ""}
+    for path, group in wanted.items():
+        if path is None:
+            continue
+        stored = open_volume(f"{config.output.rstrip('/')}/{group}".rstrip("/"))
+        depth, height, width = len(sections), *stored.shape[1:]
+
+        def read_rows(z: int, start: int, stop: int, stored: Volume = stored) -> npt.NDArray[Any]:
+            return stored.read(Box((sections[z], start, 0), (sections[z] + 1, stop, stored.shape[2])))[0]
+
+        kind: Kind = "mask" if group else "challenge" if config.tiff_format == "challenge" else "probability"
+        write_tiff(
+            path,
+            read_rows,
+            shape=(depth, height, width),
+            kind=kind,
+            voxel_size_nm=stored.voxel_size_nm,
+            threads=os.cpu_count() or 1,
+        )

@@ -1,0 +1,75 @@
+"""How a volume is cut for a network: tile side, halo, blocks, chunks."""
+
+from unet_ray.config.network import NetworkConfig, layers
+from unet_ray.errors import TileGridError
+from unet_ray.geometry.box import Box, Triple
+from unet_ray.geometry.receptive_field import halo_px, pooling_factor
+from unet_ray.geometry.tiles import BlockGrid, TileGrid
+from unet_ray.storage.segmentation import SegmentationLayout
+
+# Larger windows waste less halo but need more memory: 1024 px and 64 channels are about 2 GB in float32.
+LARGEST_TILE_PX = 1024
+LARGEST_CHUNK_PX = 256
+BLOCK_VOXELS = 16 * 1024**2
+SECTIONS_PER_BLOCK = 8
+# Enough blocks to keep a small cluster busy and to lose little to a kill.
+FEWEST_BLOCKS = 64
+PROBE_PX = 128
+
+
+def resolve_tile_px(asked: int | str, volume: Triple, network: NetworkConfig) -> int:
+    """Tile side: the one asked for, or the one with the fewest pixels to compute.
+
+    Raises:
+        TileGridError: the side is not a multiple of the pooling factor.
+    """
+    listed = layers(network)
+    factor, halo = pooling_factor(listed), halo_px(listed)
+    if isinstance(asked, int):
+        if asked % factor:
+            below, above = asked // factor * factor, -(-asked // factor) * factor
+            nearest = f"{below} and {above}" if below else str(above)
+            raise TileGridError(
+                f"tile side {asked} is not a multiple of the pooling factor {factor}, so tiles would not match a "
+                f"prediction made in one piece; with halo {halo} the nearest sides are {nearest}"
+            )
+        return asked
+    _, height, width = volume
+    largest = min(LARGEST_TILE_PX, -(-max(height, width) // factor) * factor)
+
+    def computed(side: int) -> int:
+        return -(-height // side) * -(-width // side) * (side + 2 * halo) ** 2
+
+    return min(range(factor, largest + 1, factor), key=lambda side: (computed(side), side))
+
+
+def layout_for(
+    volume: Triple, tile_px: int, network: NetworkConfig, voxel_size_nm: tuple[float, float, float] | None
+) -> SegmentationLayout:
+    """Blocks and chunks of a volume's segmentation, a function of the arguments alone."""
+    halo = halo_px(layers(network))
+    context = (network.in_channels - 1) // 2
+    tiles = TileGrid(volume, (1, tile_px, tile_px), (context, halo, halo))
+    depth = min(SECTIONS_PER_BLOCK, max(1, volume[0] // SECTIONS_PER_BLOCK))
+    blocks = BlockGrid(tiles, (depth, 1, 1))
+    for side in range(2, max(tiles.counts[1:]) + 1):
+        larger = BlockGrid(tiles, (depth, side, side))
+        if depth * (side * tile_px) ** 2 > BLOCK_VOXELS or larger.num_blocks < FEWEST_BLOCKS:
+            break
+        blocks = larger
+    chunk = max(side for side in range(1, min(tile_px, LARGEST_CHUNK_PX) + 1) if tile_px % side == 0)
+    return SegmentationLayout(blocks, (1, chunk, chunk), voxel_size_nm)
+
+
+def probe_box(tiles: TileGrid, factor: int) -> Box:
+    """A region about the tile corner that is nearest to the volume's centre.
+
+    Its start lies on the pooling grid; where a section is one tile, it lies about the section's centre.
+    """
+    start, stop = [tiles.volume[0] // 2], [tiles.volume[0] // 2 + 1]
+    for side, tile, count in zip(tiles.volume[1:], tiles.tile[1:], tiles.counts[1:], strict=True):
+        corner = max(1, round(count / 2)) * tile if count > 1 else side // 2
+        first = max(0, (corner - PROBE_PX // 2) // factor * factor)
+        start.append(first)
+        stop.append(min(side, first + PROBE_PX))
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))

@@ -1,0 +1,273 @@
+"""Data-parallel training on Ray Train, from a patch cache to a model file."""
+
+import json
+import os
+import threading
+import time
+import uuid
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from unet_ray.command import Summary
+from unet_ray.config.network import NetworkConfig, layers, network_config
+from unet_ray.config.train import TrainConfig, TrainSettings
+from unet_ray.engine.cluster import cluster, pool_size, threads_each
+from unet_ray.engine.model_source import read_model_file
+from unet_ray.engine.patch_loader import steps_per_epoch
+from unet_ray.engine.train_worker import METRICS, MODEL, TrainPlan, train_worker
+from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, TrainingDivergedError
+from unet_ray.geometry.receptive_field import margin_px, nearest_output_sides
+from unet_ray.network.model_file import decode
+from unet_ray.network.predict import hardware_precision
+from unet_ray.report.curves import curves_png
+from unet_ray.report.progress import Progress
+from unet_ray.storage.fingerprint import differences, digest
+from unet_ray.storage.objects import Objects, open_objects
+from unet_ray.storage.patch_cache import PatchCache
+
+RUN = "run.json"
+SUMMARY = "summary.json"
+CURVES = "curves.png"
+CHECKPOINTS = "checkpoints"
+# A spot machine may vanish more than once in a night.
+MAX_FAILURES = 8
+
+
+def train(config: TrainConfig) -> Summary:
+    """Train, or continue or report a training.
+
+    Returns:
+        The summary of the contract: epochs, steps, samples_per_second, best_validation_loss, model, ...
+
+    Raises:
+        InputError: inputs or settings are wrong; nothing was started.
+        TrainingDivergedError: the loss became NaN; the last good model is kept.
+    """
+    began = time.time()
+    run = open_objects(config.run)
+    cache = PatchCache(config.cache)
+    cache.require_complete()
+    network = _network(config, cache)
+    made_with = _made_with(config, network, cache)
+    claimed = _claim(run, config, made_with)
+    finished = run.get(SUMMARY)
+    if finished is not None:
+        summary: Summary = json.loads(finished)
+        return summary | {"seconds": round(time.time() - began, 2), "note": "the run was complete; nothing to do"}
+    run.require_writable()
+    with cluster():
+        gpus = 1 if config.use_gpu else 0
+        pool_size(config.workers, cpus_each=1, gpus_each=gpus)
+        threads = config.threads or threads_each(config.workers)
+        precision = claimed["precision"] or _precision(config)
+        run.put(RUN, json.dumps({"made_with": made_with, "precision": precision}, indent=1).encode())
+        plan = TrainPlan(
+            cache=config.cache,
+            run=config.run,
+            settings=TrainSettings(**{name: getattr(config, name) for name in TrainSettings.model_fields}),
+            network=network,
+            precision=precision,
+            threads=threads,
+            use_gpu=config.use_gpu,
+            initial_model=config.initial_model,
+        )
+        steps = config.epochs * steps_per_epoch(cache.plan().patches, config.batch_size)
+        seconds = _fit(config, plan, steps)
+    rows = read_rows(run)
+    run.put(CURVES, curves_png(rows))
+    validations = [row for row in rows if row["event"] == "validation"]
+    best = min(validations, key=lambda row: row["loss"])
+    taken = [row for row in rows if row["event"] == "step"]
+    summary = {
+        "status": "complete",
+        "seconds": round(time.time() - began, 2),
+        "startup_seconds": round(seconds["startup"], 2),
+        "epochs": len(validations),
+        "steps": len(taken),
+        "samples_per_second": round(sum(r["samples"] for r in taken) / max(sum(r["seconds"] for r in taken), 1e-9), 2),
+        "best_validation_loss": best["loss"],
+        "best_epoch": best["epoch"],
+        "precision": precision,
+        "model": f"{config.run.rstrip('/')}/{MODEL}",
+    }
+    run.put(SUMMARY, json.dumps(summary).encode())
+    return summary
+
+
+def _network(config: TrainConfig, cache: PatchCache) -> NetworkConfig:
+    """The network, checked against the cache's margin, patch side and context.
+
+    Raises:
+        ConfigError: they do not fit together.
+    """
+    plan = cache.plan()
+    if not plan.validation:
+        raise ConfigError(
+            f"cache {config.cache} has no validation sections, by which the best model is chosen; "
+            "make one with jobs/augment.py --validation-sections"
+        )
+    network = network_config(
+        config.preset, base_channels=config.base_channels, depth=config.depth, in_channels=plan.channels
+    )
+    wanted = margin_px(layers(network))
+    if plan.margin_px != wanted:
+        raise ConfigError(
+            f"cache {config.cache} has images with a margin of {plan.margin_px} px, but a {config.preset} network of "
+            f"depth {network.depth} needs {wanted}; make a cache with jobs/augment.py --for-preset {config.preset}"
+        )
+    sides = nearest_output_sides(layers(network), plan.patch_px)
+    if sides != (plan.patch_px,):
+        raise ConfigError(
+            f"cache {config.cache} has patches of {plan.patch_px} px, which a network of depth {network.depth} cannot "
+            f"make; the nearest sides are {' and '.join(str(s) for s in sides)}: change --depth or the cache"
+        )
+    return network
+
+
+def _made_with(config: TrainConfig, network: NetworkConfig, cache: PatchCache) -> dict[str, Any]:
+    """All that decides the model: workers, threads and devices do not, beyond rounding."""
+    initial = None
+    if config.initial_model is not None:
+        data = read_model_file(config.initial_model)
+        found, _, metadata = decode(data, config.initial_model)
+        differing = differences(found.model_dump(exclude={"preset"}), network.model_dump(exclude={"preset"}))
+        if differing:
+            raise ModelFileError(
+                f"--initial-model {config.initial_model} holds another network: {', '.join(differing)}; "
+                "choose the same preset, base channels, depth and context"
+            )
+        initial = digest(data)
+    attributes = cache.require()
+    return {
+        "cache": attributes["fingerprint"],
+        "patches": cache.plan().patches,
+        "network": network.model_dump(mode="json"),
+        "settings": {
+            name: getattr(config, name)
+            for name in TrainSettings.model_fields
+            if name not in {"preset", "base_channels", "depth", "precision"}
+        },
+        "initial_model": initial,
+    }
+
+
+def _claim(run: Objects, config: TrainConfig, made_with: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier run here decided; the directory is emptied first where asked.
+
+    Raises:
+        OutputMismatchError: the directory belongs to another run or to something else.
+    """
+    stored = run.get(RUN)
+    if stored is None:
+        foreign = next(iter(run.list()), None)
+        if foreign is not None:
+            raise OutputMismatchError(
+                f"{config.run} is not a run directory (it holds {foreign.key}); choose a new or empty directory"
+            )
+        return {"precision": None}
+    if config.overwrite:
+        for info in list(run.list()):
+            if info.key != RUN:
+                run.delete(info.key)
+        run.delete(RUN)
+        return {"precision": None}
+    earlier: dict[str, Any] = json.loads(stored)
+    differing = differences(earlier["made_with"], made_with)
+    if config.precision not in ("auto", earlier["precision"]):
+        differing.append(f"precision {earlier['precision']} (now {config.precision})")
+    if differing:
+        raise OutputMismatchError(
+            f"run {config.run} was started with {', '.join(differing)}; choose a new directory or pass --overwrite"
+        )
+    return earlier
+
+
+def _precision(config: TrainConfig) -> str:
+    """Asked on a worker of the kind that will compute: the head node's hardware may be another."""
+    if config.precision != "auto":
+        return config.precision
+    device = "cuda" if config.use_gpu else "cpu"
+    asked = ray.remote(num_cpus=1, num_gpus=1 if config.use_gpu else 0)(hardware_precision).remote(device)
+    found: str = ray.get(asked)
+    return found
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where rank 0 writes how far it is, and the driver reads it for the progress line."""
+
+    def __init__(self) -> None:
+        self.row: dict[str, Any] = {}
+
+    def post(self, row: dict[str, Any]) -> None:
+        """Put the newest row."""
+        self.row = row
+
+    def read(self) -> dict[str, Any]:
+        """The newest row; empty before the first step."""
+        return self.row
+
+
+def _fit(config: TrainConfig, plan: TrainPlan, steps: int) -> dict[str, float]:
+    """Run the trainer, with a progress line from the board."""
+    name = f"unet_ray_board_{uuid.uuid4().hex}"
+    board = Board.options(name=name).remote()  # type: ignore[attr-defined]
+    began, first_step = time.time(), list[float]()
+    over = threading.Event()
+
+    def watch(progress: Progress) -> None:
+        shown: int | None = None
+        while not over.wait(0.5):
+            row = ray.get(board.read.remote())
+            if not row:
+                continue
+            if shown is None:
+                first_step.append(time.time())
+                shown = row["resumed_at"]
+            progress.advance(max(0, row["step"] - shown), note=row["note"])
+            shown = max(shown, row["step"])
+
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"plan": plan, "board": name},
+        scaling_config=ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=config.use_gpu,
+            resources_per_worker={"CPU": plan.threads, **({"GPU": 1} if config.use_gpu else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
+        run_config=RunConfig(
+            name=CHECKPOINTS,
+            storage_path=_absolute(config.run),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with Progress("train", total=steps, unit="steps") as progress:
+        watcher = threading.Thread(target=watch, args=(progress,), daemon=True)
+        watcher.start()
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            for cause in getattr(error, "worker_failures", {}).values():
+                if isinstance(cause, TrainingDivergedError):
+                    raise TrainingDivergedError(str(cause)) from error
+            raise
+        finally:
+            over.set()
+            watcher.join()
+            ray.kill(board)
+    return {"startup": (first_step[0] if first_step else time.time()) - began}
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)
+
+
+def read_rows(run: Objects) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl, oldest first; none where there is no such file."""
+    return [json.loads(line) for line in (run.get(METRICS) or b"").splitlines()]

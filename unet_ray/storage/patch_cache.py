@@ -1,0 +1,279 @@
+"""The patch cache: training patches and whole validation sections in one sharded zarr group."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from unet_ray.errors import CacheMismatchError, VolumeError
+from unet_ray.geometry.block_set import BlockSet
+from unet_ray.storage.fingerprint import differences, fingerprint
+from unet_ray.storage.objects import Objects, open_objects
+from unet_ray.storage.shards import (
+    ArraySpec,
+    ShardCodec,
+    present_shards,
+    put_array,
+    put_group,
+    put_shard,
+    read_document,
+    set_aside_damaged,
+    shard_key,
+)
+
+FORMAT_VERSION = 1
+ATTRIBUTE = "unet_ray_patch_cache"
+# The image goes last: its shard is the record that the block is done.
+ARRAYS = ("weight", "label", "image")
+RECORD = "image"
+DTYPES = {"image": "uint8", "label": "uint8", "weight": "float16"}
+AXES = {"image": ("n", "c", "y", "x"), "label": ("n", "y", "x"), "weight": ("n", "y", "x")}
+
+
+class PatchLike(Protocol):
+    """Anything with the three arrays of a patch."""
+
+    @property
+    def image(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def label(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def weight(self) -> npt.NDArray[np.float16]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """One patch, a stack of them, or a whole section, as the arrays of a cache.
+
+    Attributes:
+        image: uint8, (..., c, h + 2m, w + 2m), m the network's margin.
+        label: uint8, (..., h, w); 1 = membrane, or a class index.
+        weight: float16, (..., h, w).
+    """
+
+    image: npt.NDArray[np.uint8]
+    label: npt.NDArray[np.uint8]
+    weight: npt.NDArray[np.float16]
+
+    @classmethod
+    def stack(cls, patches: Sequence["PatchLike"]) -> "Patch":
+        """Patches of one shape as one with a leading axis."""
+        return cls(*(np.stack([getattr(p, name) for p in patches]) for name in ("image", "label", "weight")))
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """Sides and counts of a patch cache; everything else is in its made-with attributes.
+
+    Attributes:
+        patches: training patches; patch = variant x sections + section.
+        patch_px: side of a label.
+        margin_px: margin of the image around the label.
+        channels: sections per image: 1 + 2 x context sections.
+        patches_per_shard: patches of one block of work.
+        validation: un-augmented sections, each a block of its own.
+        section_px: (y, x) sides of a validation section.
+    """
+
+    patches: int
+    patch_px: int
+    margin_px: int
+    channels: int
+    patches_per_shard: int
+    validation: int
+    section_px: tuple[int, int]
+
+    def spec(self, split: str, name: str) -> ArraySpec:
+        """Sides of one array; ``split`` is "train" or "validation"."""
+        margin = 2 * self.margin_px if name == "image" and split == "train" else 0
+        count = self.patches if split == "train" else self.validation
+        sides = (self.patch_px, self.patch_px) if split == "train" else self.section_px
+        inner = ((self.channels,) if name == "image" else ()) + tuple(s + margin for s in sides)
+        per_shard = self.patches_per_shard if split == "train" else 1
+        return ArraySpec((count, *inner), (per_shard, *inner), (1, *inner), DTYPES[name], AXES[name])
+
+    @property
+    def shards(self) -> int:
+        """Shards of every training array."""
+        return -(-self.patches // self.patches_per_shard)
+
+    def patches_of(self, shard: int) -> range:
+        """Patch numbers of a training shard."""
+        first = shard * self.patches_per_shard
+        return range(first, min(first + self.patches_per_shard, self.patches))
+
+
+class PatchCache:
+    """A patch cache at a local path or URL."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.objects: Objects = open_objects(path)
+        self._arrays: dict[str, Any] = {}
+        self._codecs: dict[tuple[str, str], ShardCodec] = {}
+
+    def __reduce__(self) -> tuple[type["PatchCache"], tuple[str]]:
+        return PatchCache, (self.path,)
+
+    def attributes(self) -> dict[str, Any] | None:
+        """What the cache says of itself, or None where there is no cache.
+
+        Raises:
+            VolumeError: something else is at the path.
+        """
+        document = read_document(self.objects)
+        if document is None:
+            foreign = next(iter(self.objects.list()), None)
+            if foreign is not None:
+                raise VolumeError(
+                    f"{self.path} is not a patch cache (it holds {foreign.key}); give a new path or one that "
+                    "jobs/augment.py wrote"
+                )
+            return None
+        found = document.get("attributes", {}).get(ATTRIBUTE)
+        if not isinstance(found, dict):
+            raise VolumeError(f"{self.path} is zarr but not a patch cache; give a path that jobs/augment.py wrote")
+        return found
+
+    def require(self) -> dict[str, Any]:
+        """Attributes of a cache that has to be there.
+
+        Raises:
+            VolumeError: there is none.
+        """
+        found = self.attributes()
+        if found is None:
+            raise VolumeError(f"there is no patch cache at {self.path}; make it with jobs/augment.py --cache")
+        return found
+
+    def plan(self) -> CachePlan:
+        """The cache's sides and counts, as its attributes hold them."""
+        stored = self.require()["plan"]
+        return CachePlan(**{**stored, "section_px": tuple(stored["section_px"])})
+
+    def create_or_extend(self, plan: CachePlan, made_with: Mapping[str, Any]) -> CachePlan:
+        """Put the cache's metadata, or extend it to more variants; shards stay as they are.
+
+        Args:
+            plan: sides and counts wanted.
+            made_with: all that decides the patches' bytes, but not how many there are.
+
+        Returns:
+            The plan in force: a cache that holds more patches than asked for keeps them.
+
+        Raises:
+            CacheMismatchError: the cache was made with something else.
+        """
+        stored = self.attributes()
+        if stored is not None:
+            differing = differences(stored["made_with"], made_with)
+            if differing:
+                raise CacheMismatchError(
+                    f"cache {self.path} was made with {', '.join(differing)}; choose a new path or pass --overwrite"
+                )
+            held = self.plan()
+            if held.patches >= plan.patches:
+                plan = held
+            elif held.patches % held.patches_per_shard:
+                # The last shard is part-filled: without its record it is made again, whole.
+                self.objects.delete(self._record_key("train", held.shards - 1))
+        attributes = {
+            "format_version": FORMAT_VERSION,
+            "plan": {name: getattr(plan, name) for name in CachePlan.__slots__},
+            "made_with": dict(made_with),
+            "fingerprint": fingerprint(made_with),
+        }
+        # First the root, which claims the place; the arrays' metadata are put again at every start.
+        put_group(self.objects, "", {ATTRIBUTE: attributes})
+        for split in ("train", "validation"):
+            put_group(self.objects, split)
+            for name in ARRAYS:
+                put_array(self.objects, f"{split}/{name}", plan.spec(split, name))
+        return plan
+
+    def _record_key(self, split: str, shard: int) -> str:
+        return shard_key(f"{split}/{RECORD}", (shard, *(0 for _ in AXES[RECORD][1:])))
+
+    def is_done(self, split: str, shard: int) -> bool:
+        """Whether the record of one shard is there, with at least one byte."""
+        return bool(self.objects.size(self._record_key(split, shard)))
+
+    def overwrite(self) -> None:
+        """Remove the cache, if there is one; its metadata go last, so that what is left is still known as ours.
+
+        Raises:
+            VolumeError: something else is at the path.
+        """
+        if self.attributes() is None:
+            return
+        for info in list(self.objects.list()):
+            if info.key != "zarr.json":
+                self.objects.delete(info.key)
+        self.objects.delete("zarr.json")
+
+    def done(self, split: str, plan: CachePlan) -> BlockSet:
+        """Shards of a split whose record is there."""
+        count = plan.spec(split, RECORD).counts[0]
+        places = present_shards(self.objects, f"{split}/{RECORD}")
+        return BlockSet(count, (place[0] for place in places if place[0] < count))
+
+    def put(self, plan: CachePlan, split: str, shard: int, patches: Patch) -> int:
+        """Put one shard of every array of a split, the record last.
+
+        Returns:
+            Bytes put.
+        """
+        written = 0
+        for name in ARRAYS:
+            spec = plan.spec(split, name)
+            codec = self._codecs.setdefault((split, name), ShardCodec(spec))
+            place = (shard, *(0 for _ in spec.shape[1:]))
+            written += put_shard(self.objects, f"{split}/{name}", codec, place, getattr(patches, name))
+        return written
+
+    def read(self, split: str, number: int) -> Patch:
+        """One training patch or validation section."""
+        return Patch(*(self._array(split, name)[number] for name in ("image", "label", "weight")))
+
+    def _array(self, split: str, name: str) -> Any:
+        key = f"{split}/{name}"
+        if key not in self._arrays:
+            self._arrays[key] = zarr.open_array(self.objects.zarr_store(), path=key, mode="r")
+        return self._arrays[key]
+
+    def require_complete(self) -> None:
+        """Check by listing that every shard is there.
+
+        Raises:
+            VolumeError: some are not.
+        """
+        plan = self.plan()
+        for split in ("train", "validation"):
+            done = self.done(split, plan)
+            if len(done) < done.num_blocks:
+                raise VolumeError(
+                    f"patch cache {self.path} has {len(done)} of {done.num_blocks} {split} shards; "
+                    "run the same jobs/augment.py command again to finish it"
+                )
+
+    def verify(self) -> Iterator[tuple[str, int]]:
+        """Check every shard's size and checksums; set aside what fails, record included.
+
+        Yields:
+            (split, shard) of each block that the next augment run will make again.
+        """
+        plan = self.plan()
+        for split in ("train", "validation"):
+            done = self.done(split, plan)
+            for shard in done:
+                failed = []
+                for name in ARRAYS:
+                    spec = plan.spec(split, name)
+                    place = (shard, *(0 for _ in spec.shape[1:]))
+                    failed += set_aside_damaged(self.objects, f"{split}/{name}", spec, [place])
+                if failed:
+                    self.objects.delete(self._record_key(split, shard))
+                    yield split, shard
