@@ -1,0 +1,93 @@
+"""The picture of a training run: loss, pixel error and learning rate over its steps."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from unet_ray.report.figure import BLUE, GREEN, GREY, ORANGE, RED, STYLE, new_figure, png_bytes
+
+_MOST_POINTS = 4000  # of a training curve; more than the picture has columns
+
+
+def curves_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """PNG of a training run's loss, pixel error and learning rate over its steps.
+
+    Args:
+        rows: rows of ``metrics.jsonl`` in their order: ``{"event": "step", "step", "epoch",
+            "loss", "learning_rate"}`` and ``{"event": "validation", "epoch", "step", "loss",
+            "pixel_error"}``. Rows of other events and values that are not finite are left out.
+
+    >>> row = {"event": "step", "step": 1, "epoch": 0, "loss": 0.7, "learning_rate": 1e-3}
+    >>> curves_png([row])[1:4]
+    b'PNG'
+    """
+    steps = [row for row in rows if row.get("event") == "step"]
+    checks = [row for row in rows if row.get("event") == "validation"]
+    error = _series(checks, "pixel_error")
+    with mpl.rc_context(STYLE):
+        count = 3 if len(error[0]) else 2
+        figure = new_figure(8.0, 3.2 + 1.5 * (count - 1))
+        axes = figure.subplots(count, 1, sharex=True, height_ratios=[3.2, *[1.3] * (count - 1)])
+        _loss(axes[0], _series(steps, "loss"), checks)
+        if len(error[0]):
+            axes[1].plot(*error, "o-", color=GREEN, markersize=3)
+            axes[1].set(ylabel="validation\npixel error (share)")
+        rate = _series(steps, "learning_rate")
+        axes[-1].plot(*rate, color=GREY)
+        if len(rate[1]) and rate[1].min() > 0:
+            axes[-1].set_yscale("log")
+        axes[-1].set(xlabel="step", ylabel="learning rate")
+        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        return png_bytes(figure)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps and finite values of ``key``."""
+    pairs = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    x, y = np.array(pairs, np.float64).reshape(-1, 2).T
+    keep = np.isfinite(y)
+    return x[keep], y[keep]
+
+
+def _loss(
+    ax: Axes,
+    training: tuple[NDArray[np.float64], NDArray[np.float64]],
+    checks: Sequence[Mapping[str, Any]],
+) -> None:
+    x, y = training
+    thin = slice(None, None, max(1, len(x) // _MOST_POINTS))
+    ax.plot(x[thin], y[thin], color=BLUE, alpha=0.25, linewidth=0.8)
+    ax.plot(x[thin], _smooth(y, len(y) // 80)[thin], color=BLUE)
+    at, loss = _series(checks, "loss")
+    handles = [Line2D([], [], color=BLUE, label="training, smoothed (faint: each step)")]
+    if len(at):
+        ax.plot(at, loss, "o-", color=ORANGE, markersize=3)
+        handles.append(Line2D([], [], color=ORANGE, marker="o", markersize=3, label="validation"))
+        best = int(np.argmin(loss))
+        epoch = next(row["epoch"] for row in checks if row["step"] == at[best])
+        ax.plot(at[best], loss[best], "*", color=RED, markersize=11)
+        ax.axvline(at[best], color=RED, linewidth=0.8, linestyle=":")
+        label = f"best: epoch {epoch}, {loss[best]:.4g}"
+        handles.append(Line2D([], [], color=RED, marker="*", linestyle="", markersize=9, label=label))
+    if not len(x) and not len(at):
+        ax.text(0.5, 0.5, "no step yet", ha="center", va="center", transform=ax.transAxes, color=GREY)
+    every = np.concatenate([y, loss])
+    if len(every) and every.min() > 0 and every.max() > 20 * every.min():
+        ax.set_yscale("log")
+    ax.set(ylabel="loss (per pixel, weighted)")
+    ax.legend(handles=handles)
+
+
+def _smooth(values: NDArray[np.float64], steps: int) -> NDArray[np.float64]:
+    """Mean over the ``steps`` before and after each value; fewer at both ends, so that it has no lag."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    first, last = np.maximum(at - steps, 0), np.minimum(at + steps + 1, len(values))
+    mean: NDArray[np.float64] = (total[last] - total[first]) / (last - first)
+    return mean
