@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from unet_ray.errors import LabelError
+from unet_ray.numerics.labels import membrane_and_cells
+
+TWO_CELLS = np.array([[9, 9, 0, 9], [9, 9, 0, 9], [0, 0, 9, 9]])
+
+
+def test_interior_and_membrane_are_opposite():
+    interior = membrane_and_cells(TWO_CELLS, "interior")
+    membrane = membrane_and_cells(TWO_CELLS == 0, "membrane")
+    np.testing.assert_array_equal(interior.class_map, (TWO_CELLS == 0).astype(np.uint8))
+    np.testing.assert_array_equal(interior.class_map, membrane.class_map)
+    np.testing.assert_array_equal(interior.cell_ids, membrane.cell_ids)
+    assert interior.class_map.dtype == np.uint8
+    assert interior.cell_ids.dtype == np.int32
+
+
+def test_cells_are_four_connected():
+    # The two cells of the corner touch at (1, 1) and (2, 2) by their corners only.
+    ids = membrane_and_cells(TWO_CELLS, "interior").cell_ids
+    np.testing.assert_array_equal(ids, [[1, 1, 0, 2], [1, 1, 0, 2], [0, 0, 2, 2]])
+
+
+def _instances_oracle(ids, ignored):
+    """Pixel by pixel, as the docstring says it."""
+    membrane = np.zeros(ids.shape, bool)
+    for y, x in np.ndindex(ids.shape):
+        if ids[y, x] in ignored:
+            continue
+        membrane[y, x] = ids[y, x] == 0
+        for i, j in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+            if 0 <= i < ids.shape[0] and 0 <= j < ids.shape[1]:
+                counts = ids[y, x] != 0 and ids[i, j] != 0 and ids[i, j] not in ignored
+                membrane[y, x] |= counts and ids[y, x] != ids[i, j]
+    return membrane
+
+
+@settings(deadline=None)
+@given(
+    ids=hnp.arrays(np.uint16, hnp.array_shapes(min_dims=2, max_dims=2, max_side=7), elements=st.integers(0, 4)),
+    ignore_label=st.sampled_from([None, 0, 3]),
+)
+def test_instances_match_a_plain_loop(ids, ignore_label):
+    found = membrane_and_cells(ids, "instances", ignore_label=ignore_label)
+    ignored = () if ignore_label is None else (ignore_label,)
+    np.testing.assert_array_equal(found.class_map, _instances_oracle(ids, ignored))
+    unknown = np.isin(ids, ignored)
+    np.testing.assert_array_equal(found.cell_ids > 0, (found.class_map == 0) & ~unknown)
+    for cell in range(1, found.cell_ids.max() + 1):
+        assert np.unique(ids[found.cell_ids == cell]).size == 1
+
+
+def test_large_ids_keep_apart():
+    ids = np.array([[2**63 + 1, 2**63 + 1, 2**63 + 2, 2**63 + 2]], np.uint64)
+    np.testing.assert_array_equal(membrane_and_cells(ids, "instances").class_map, [[0, 1, 1, 0]])
+
+
+def test_ignored_pixels_are_neither_membrane_nor_cell():
+    found = membrane_and_cells(np.array([[255, 7, 0]]), "interior", ignore_label=7)
+    np.testing.assert_array_equal(found.class_map, [[0, 0, 1]])
+    np.testing.assert_array_equal(found.cell_ids, [[1, 0, 0]])
+    np.testing.assert_array_equal(found.ignore, [[False, True, False]])
+    np.testing.assert_array_equal(found.class_counts(), [1, 1])
+
+
+def test_classes_are_kept_and_have_no_cells():
+    found = membrane_and_cells(np.array([[0, 1, 2, 5]]), "classes", ignore_label=5)
+    np.testing.assert_array_equal(found.class_map, [[0, 1, 2, 0]])
+    assert not found.cell_ids.any()
+    np.testing.assert_array_equal(found.class_counts(3), [1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "has_membrane", "has_interior"),
+    [([[0, 0]], True, False), ([[1, 1]], False, True), ([[0, 1]], True, True)],
+)
+def test_one_sided_sections_say_so(labels, has_membrane, has_interior):
+    found = membrane_and_cells(labels, "interior")
+    assert (found.has_membrane, found.has_interior) == (has_membrane, has_interior)
+
+
+def test_ignored_pixels_are_no_interior():
+    assert not membrane_and_cells([[0, 3]], "interior", ignore_label=3).has_interior
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "said"),
+    [
+        (
+            np.arange(57)[None],
+            "interior",
+            "L, section 3 hold 57 different values, but .* --label-kind instances",
+        ),
+        ([[0, 1, 2]], "membrane", "0 for the inside of cells and one bright value for membrane"),
+        ([[1, 2]], "interior", "hold the values 1 and 2, .*; change 1 to 0"),
+        ([[-1, 0]], "interior", "hold the value -1, .* --ignore-label -1"),
+        ([[-1, 0]], "instances", "hold the value -1"),
+        ([[-1, 0]], "classes", "hold the value -1"),
+        ([[0, 255]], "classes", "hold the value 255, .* class indices from 0 to at most 31"),
+        ([[0.5, 1.0]], "interior", "float64 values that are not whole numbers"),
+        ([[float("nan"), 1.0]], "interior", "not whole numbers"),
+        ([[1j, 0]], "interior", "complex128"),
+        ([[[0, 1]]], "interior", r"shape \(1, 1, 2\), but one section is \(y, x\)"),
+    ],
+)
+def test_wrong_labels_are_refused(labels, kind, said):
+    with pytest.raises(LabelError, match=said):
+        membrane_and_cells(labels, kind, name="L, section 3")
+
+
+def test_whole_floats_are_taken():
+    np.testing.assert_array_equal(membrane_and_cells([[0.0, 255.0]], "interior").class_map, [[1, 0]])
+
+
+@pytest.mark.real_data
+def test_isbi_labels_are_interior(shared_data):
+    tifffile = pytest.importorskip("tifffile")
+    section = tifffile.imread(shared_data / "isbi2012" / "train-labels.tif", key=0)
+    found = membrane_and_cells(section, "interior")
+    assert 0.2 < found.class_map.mean() < 0.25
+    assert found.cell_ids.max() == 136
