@@ -1,0 +1,61 @@
+"""Learning-rate schedules against torch's own."""
+
+import io
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+
+from unet_ray.network.schedule import Schedule
+
+
+def optimizer(rate=0.1):
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=rate)
+
+
+def test_one_cycle_is_torchs():
+    theirs = optimizer()
+    cycle = OneCycleLR(theirs, 0.1, total_steps=50, pct_start=0.3, cycle_momentum=False, final_div_factor=400)
+    ours = Schedule("one_cycle", 0.1, total_steps=50)
+    mine = optimizer()
+    for step in range(50):
+        assert ours.apply(mine, step) == pytest.approx(theirs.param_groups[0]["lr"], rel=0.1, abs=1e-6)
+        theirs.step()
+        if step < 49:
+            cycle.step()
+    assert ours.rate(49) == pytest.approx(1e-5)
+    assert ours.rate(1000) == ours.rate(49)
+
+
+def test_plateau_is_torchs():
+    theirs = optimizer()
+    plateau = ReduceLROnPlateau(theirs, factor=0.1, patience=3, threshold=0.0)
+    ours = Schedule("plateau", 0.1)
+    for epoch, loss in enumerate([1.0, 0.9, 0.95, 0.9, 0.91, 0.92, 0.93, 0.94, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8]):
+        plateau.step(loss)
+        ours.end_epoch(loss)
+        assert ours.rate(epoch) == pytest.approx(theirs.param_groups[0]["lr"]), epoch
+    assert ours.rate(0) == pytest.approx(0.001)
+
+
+def test_constant_stays():
+    ours = Schedule("constant", 0.1)
+    for _ in range(20):
+        ours.end_epoch(1.0)
+    assert ours.rate(5) == 0.1
+
+
+def test_state_goes_through_a_weights_only_checkpoint():
+    ours = Schedule("plateau", 0.1)
+    for loss in (1.0, 2.0, 2.0):
+        ours.end_epoch(loss)
+    stored = io.BytesIO()
+    torch.save(ours.state_dict(), stored)
+    stored.seek(0)
+    again = Schedule("plateau", 0.1)
+    again.load_state_dict(torch.load(stored, weights_only=True))
+    for schedule in (ours, again):
+        schedule.end_epoch(2.0)
+        assert schedule.rate(0) == 0.1
+        schedule.end_epoch(2.0)
+        assert schedule.rate(0) == pytest.approx(0.01)
