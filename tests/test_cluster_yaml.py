@@ -1,0 +1,34 @@
+"""cluster.yaml is what Ray's own launcher accepts, and keeps others out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+PATH = Path(__file__).resolve().parents[1] / "cluster.yaml"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(PATH.read_text())
+    return loaded
+
+
+def test_ray_accepts_it(cluster: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    util = pytest.importorskip("ray.autoscaler._private.util")
+    util.validate_config(util.prepare_config(cluster))
+    with pytest.raises(Exception, match="max_wrkers"):
+        util.validate_config(util.prepare_config(cluster | {"max_wrkers": 1}))
+
+
+def test_every_ray_process_asks_for_the_token(cluster: dict[str, Any]) -> None:
+    starts = [
+        command
+        for key in ("head_start_ray_commands", "worker_start_ray_commands")
+        for command in cluster[key]
+        if "ray start" in command
+    ]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token" in command for command in starts)
+    assert "--dashboard-host=127.0.0.1" in starts[0]
