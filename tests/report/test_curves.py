@@ -19,14 +19,14 @@ def where(picture: np.ndarray, colour: str) -> np.ndarray:
     return np.argwhere(np.abs(picture - rgb).max(axis=2) <= 2)
 
 
-def run(checks: list[float], pixel_error: float | None = 0.1) -> list[dict]:
+def run(checks: list[float], pixel_mismatch: float | None = 0.1) -> list[dict]:
     rows = []
     for epoch, loss in enumerate(checks):
         for step in range(20 * epoch + 1, 20 * epoch + 21):
             rows.append({"event": "step", "step": step, "epoch": epoch, "loss": 0.5, "learning_rate": 1e-3})
         rows.append({"event": "validation", "epoch": epoch, "step": step, "loss": loss})
-        if pixel_error is not None:
-            rows[-1]["pixel_error"] = pixel_error
+        if pixel_mismatch is not None:
+            rows[-1]["pixel_mismatch"] = pixel_mismatch
     return rows
 
 
@@ -43,7 +43,7 @@ def test_the_best_epoch_is_marked_where_the_loss_is_least() -> None:
         assert len(where(early, colour)) > 100
 
 
-def test_without_validation_or_pixel_error_or_rows_there_is_still_a_picture() -> None:
+def test_without_validation_or_pixel_mismatch_or_rows_there_is_still_a_picture() -> None:
     steps = [row for row in run([0.5]) if row["event"] == "step"]
     assert len(where(pixels(curves_png(steps)), ORANGE)) == 0
     assert len(where(pixels(curves_png(run([0.5, 0.4], None))), GREEN)) == 0

@@ -1,4 +1,4 @@
-"""The picture of a training run: loss, pixel error and learning rate over its steps."""
+"""The picture of a training run: loss, pixel mismatch and learning rate over its steps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,12 +16,12 @@ _MOST_POINTS = 4000  # of a training curve; more than the picture has columns
 
 
 def curves_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """PNG of a training run's loss, pixel error and learning rate over its steps.
+    """PNG of a training run's loss, pixel mismatch and learning rate over its steps.
 
     Args:
         rows: rows of ``metrics.jsonl`` in their order: ``{"event": "step", "step", "epoch",
             "loss", "learning_rate"}`` and ``{"event": "validation", "epoch", "step", "loss",
-            "pixel_error"}``. Rows of other events and values that are not finite are left out.
+            "pixel_mismatch"}``. Rows of other events and values that are not finite are left out.
 
     >>> row = {"event": "step", "step": 1, "epoch": 0, "loss": 0.7, "learning_rate": 1e-3}
     >>> curves_png([row])[1:4]
@@ -29,7 +29,7 @@ def curves_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """
     steps = [row for row in rows if row.get("event") == "step"]
     checks = [row for row in rows if row.get("event") == "validation"]
-    error = _series(checks, "pixel_error")
+    error = _series(checks, "pixel_mismatch")
     with mpl.rc_context(STYLE):
         count = 3 if len(error[0]) else 2
         figure = new_figure(8.0, 3.2 + 1.5 * (count - 1))
@@ -37,7 +37,7 @@ def curves_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
         _loss(axes[0], _series(steps, "loss"), checks)
         if len(error[0]):
             axes[1].plot(*error, "o-", color=GREEN, markersize=3)
-            axes[1].set(ylabel="validation\npixel error (share)")
+            axes[1].set(ylabel="validation\npixel mismatch")
         rate = _series(steps, "learning_rate")
         axes[-1].plot(*rate, color=GREY)
         if len(rate[1]) and rate[1].min() > 0:
