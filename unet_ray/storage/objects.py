@@ -1,5 +1,6 @@
 """A folder of objects, on a disk or in an object store, written whole or not at all."""
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -9,7 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unet_ray.errors import TargetError
+from unet_ray.errors import InputError, TargetError, VolumeError
+from unet_ray.storage.failure import reason
+
+# What begins so is never listed: a killed process may leave it behind.
+UNLISTED = ".put-"
+PROBE = f"{UNLISTED}probe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,11 @@ class Objects(ABC):
 
     @abstractmethod
     def get(self, key: str) -> bytes | None:
-        """The object's bytes, or None where there is none."""
+        """The object's bytes, or None where there is none.
+
+        Raises:
+            VolumeError: the store does not answer, like `size` and `list`.
+        """
 
     @abstractmethod
     def size(self, key: str) -> int | None:
@@ -72,15 +82,25 @@ class Objects(ABC):
         Raises:
             TargetError: the place cannot be written.
         """
-        self.put(".unet_ray_probe", b"probe")
-        self.delete(".unet_ray_probe")
+        self.put(PROBE, b"probe")
+        self.delete(PROBE)
+
+
+def absolute(path: str) -> str:
+    """A path as every worker can use it, whatever its working directory; a URL as it is.
+
+    >>> absolute("s3://bucket/volume.zarr/")
+    's3://bucket/volume.zarr'
+    """
+    if "://" in path and not path.startswith("file://"):
+        return path.rstrip("/")
+    return os.path.abspath(path.removeprefix("file://"))
 
 
 def open_objects(url: str) -> Objects:
     """The folder at a local path or at an ``s3://``, ``gs://`` or ``az://`` URL."""
-    if "://" in url and not url.startswith("file://"):
-        return RemoteObjects(url)
-    return LocalObjects(Path(url.removeprefix("file://")))
+    place = absolute(url)
+    return RemoteObjects(place) if "://" in place else LocalObjects(Path(place))
 
 
 class LocalObjects(Objects):
@@ -95,7 +115,7 @@ class LocalObjects(Objects):
         path = self.root / key
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=".put-", dir=path.parent)
+            handle, temporary = tempfile.mkstemp(prefix=UNLISTED, dir=path.parent)
             try:
                 with os.fdopen(handle, "wb") as file:
                     file.write(data)
@@ -129,8 +149,7 @@ class LocalObjects(Objects):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         for folder, _, names in os.walk(self.root / prefix):
             for name in names:
-                # Left behind by a killed put; never an object.
-                if name.startswith(".put-"):
+                if name.startswith(UNLISTED):
                     continue
                 path = os.path.join(folder, name)
                 try:
@@ -141,7 +160,8 @@ class LocalObjects(Objects):
                 yield ObjectInfo(key, status.st_size, str(status.st_mtime_ns))
 
     def delete(self, key: str) -> None:
-        (self.root / key).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            (self.root / key).unlink()
 
     def rename(self, key: str, new_key: str) -> None:
         os.replace(self.root / key, self.root / new_key)
@@ -187,61 +207,65 @@ class RemoteObjects(Objects):
             self._store = from_url(self.url, **options)
         return self._store
 
-    def put(self, key: str, data: bytes) -> None:
-        import obstore
+    @contextlib.contextmanager
+    def _answering(self, kind: type[InputError], done: str) -> Iterator[None]:
+        """Say what the store refused in one sentence."""
         from obstore.exceptions import BaseError
 
         try:
+            yield
+        except (BaseError, OSError) as error:
+            why = f"{self.url} cannot be {done} ({reason(error)})"
+            raise kind(f"{why}; check bucket, endpoint and credentials") from error
+
+    def put(self, key: str, data: bytes) -> None:
+        import obstore
+
+        with self._answering(TargetError, "written"):
             obstore.put(self._objects, key, data)
-        except BaseError as error:
-            raise TargetError(
-                f"{self.url} cannot be written ({_first_line(error)}); check the bucket, the endpoint and the credentials"
-            ) from error
 
     def get(self, key: str) -> bytes | None:
         import obstore
 
-        try:
-            return bytes(obstore.get(self._objects, key).bytes())
-        except FileNotFoundError:
-            return None
+        with self._answering(VolumeError, "read"):
+            try:
+                return bytes(obstore.get(self._objects, key).bytes())
+            except FileNotFoundError:
+                return None
 
     def size(self, key: str) -> int | None:
         import obstore
 
-        try:
-            found: int = obstore.head(self._objects, key)["size"]
-        except FileNotFoundError:
-            return None
-        return found
+        with self._answering(VolumeError, "read"):
+            try:
+                return int(obstore.head(self._objects, key)["size"])
+            except FileNotFoundError:
+                return None
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         import obstore
 
-        for batch in obstore.list(self._objects, prefix=prefix or None):
-            for entry in batch:
-                version = entry.get("e_tag") or entry["last_modified"].isoformat()
-                yield ObjectInfo(entry["path"], entry["size"], version)
+        with self._answering(VolumeError, "listed"):
+            for batch in obstore.list(self._objects, prefix=prefix or None):
+                for entry in batch:
+                    version = entry.get("e_tag") or entry["last_modified"].isoformat()
+                    if not entry["path"].rpartition("/")[2].startswith(UNLISTED):
+                        yield ObjectInfo(entry["path"], entry["size"], version)
 
     def delete(self, key: str) -> None:
         import obstore
 
         # Deleting what is not there is no error on S3 but one elsewhere.
-        try:
+        with self._answering(TargetError, "written"), contextlib.suppress(FileNotFoundError):
             obstore.delete(self._objects, key)
-        except FileNotFoundError:
-            return
 
     def rename(self, key: str, new_key: str) -> None:
         import obstore
 
-        obstore.rename(self._objects, key, new_key)
+        with self._answering(TargetError, "written"):
+            obstore.rename(self._objects, key, new_key)
 
     def zarr_store(self) -> Any:
         from zarr.storage import ObjectStore
 
         return ObjectStore(self._objects, read_only=True)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).strip()
