@@ -1,5 +1,6 @@
 """What all five commands share: settings, signals, errors, summary, exit code."""
 
+import contextlib
 import json
 import os
 import signal
@@ -35,7 +36,9 @@ def run(
             signal.signal(number, _interrupt)
     try:
         settings = parse(kind, sys.argv[1:] if argv is None else argv, program)
-        summary = engine(settings)
+        # stdout is the summary's alone; whatever a library prints is a log.
+        with contextlib.redirect_stdout(sys.stderr):
+            summary = engine(settings)
     except UnetRayError as error:
         _say(program, " ".join(str(error).split()))
         return error.exit_code

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
-from unet_ray.config.base import Config
+from unet_ray.config.base import Config, VoxelSize
 from unet_ray.config.recipe import RECIPES, Recipe, RecipeName, WeightMap
 
 PresetName = Literal["default", "paper", "keras"]
@@ -29,6 +29,8 @@ class AugmentSettings(Config):
     """Side of a patch's label, pixels; only sides that the network can make. Unless given, the preset's: default 256, paper 388, keras 512."""
     context_sections: Annotated[int, Field(ge=0, le=8)] = 0
     """Sections below and above that become input channels, each."""
+    voxel_size_nm: VoxelSize | None = None
+    """Voxel size z y x in nm, stored with the model; None: what the images' file tells."""
     validation_sections: tuple[str, ...] = ()
     """Sections kept out of augmentation and stored whole: numbers, A:B or A:B:STEP, counted through all stacks."""
     exclude_sections: tuple[str, ...] = ()

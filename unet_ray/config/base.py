@@ -1,8 +1,12 @@
 """What every settings object is: frozen, checked, and without unknown keys."""
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+_Nanometres = Annotated[float, Field(gt=0)]
+VoxelSize = tuple[_Nanometres, _Nanometres, _Nanometres]
+"""(z, y, x) in nm."""
 
 
 class Config(BaseModel):

@@ -59,9 +59,7 @@ class NetworkConfig(Config):
 
 
 PRESETS: dict[str, NetworkConfig] = {
-    "paper": NetworkConfig(
-        preset="paper", classes=2, padding="valid", up="transposed", dropout=0.5, dropout_levels=1
-    ),
+    "paper": NetworkConfig(preset="paper", classes=2, padding="valid", up="transposed", dropout=0.5, dropout_levels=1),
     "keras": NetworkConfig(
         preset="keras",
         classes=1,
@@ -76,7 +74,7 @@ PRESETS: dict[str, NetworkConfig] = {
     ),
 }
 """paper: Ronneberger, Fischer, Brox 2015. keras: the notebook this project starts from. default:
-the best by measurement on ISBI 2012 within half an hour of 2 CPU cores."""
+narrow, with batch normalisation, so that half an hour of 2 CPU cores trains it on ISBI 2012."""
 
 
 def network_config(preset: str, **overrides: Any) -> NetworkConfig:

@@ -36,6 +36,7 @@ def parse(kind: type[Settings], argv: Sequence[str], program: str) -> Settings:
     from_file = _read_yaml(config_path) if config_path is not None else {}
     _refuse_unknown_keys(kind, from_file, config_path)
     given = [*_as_flags(from_file), *flags]
+    _refuse_wrong_names(kind, given, program)
     settings = _tyro(kind, given, program)
     # Again over what the chosen preset or recipe sets: only what was given by name stays different from it.
     settings = _tyro(kind, given, program, settings.named_defaults())
@@ -117,11 +118,26 @@ def _as_flags(values: Mapping[str, Any], under: str = "") -> Iterator[str]:
 
 def _flag_names(kind: type[BaseModel], under: str = "") -> Iterator[str]:
     for key, field in kind.model_fields.items():
-        name = f"{under}{key.replace('_', '-')}"
+        name = key.replace("_", "-")
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _flag_names(field.annotation, f"{name}.")
+            yield from _flag_names(field.annotation, f"{under}{name}.")
         else:
-            yield f"--{name}"
+            yield f"--{under}{name}"
+            if field.annotation is bool:
+                yield f"--{under}no-{name}"
+
+
+def _refuse_wrong_names(kind: type[BaseModel], flags: Sequence[str], program: str) -> None:
+    """Before tyro, which speaks of a missing option where a required one is misspelt."""
+    known = [*_flag_names(kind), "--help", "--config", "--print-config"]
+    given = {word.partition("=")[0].replace("_", "-"): word.partition("=")[0] for word in flags if word[:2] == "--"}
+    for name, word in given.items():
+        if name not in known and not name.startswith("--tyro-"):
+            raise ConfigError(f"{word} is not an option of {program}; {_nearest(name, known, 'option')}")
+    required = [f"--{key.replace('_', '-')}" for key, field in kind.model_fields.items() if field.is_required()]
+    missing = [name for name in required if name not in given]
+    if missing and not {"--help", "-h"} & {*flags}:
+        raise ConfigError(f"{program} was not given {' and '.join(missing)}; see --help for what each option takes")
 
 
 def _description(kind: type[BaseModel]) -> str:
@@ -137,33 +153,41 @@ def _tyro(kind: type[Settings], flags: Sequence[str], program: str, default: Set
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
+            settings: Settings
             settings, unknown = tyro.cli(
                 kind,
                 prog=program,
                 description=_description(kind),
                 args=list(flags),
                 return_unknown_args=True,
-                **({} if default is None else {"default": default}),
+                default=tyro.MISSING_NONPROP if default is None else default,
             )
     except SystemExit as leave:
         if leave.code in (0, None):
             raise
         raise ConfigError(_one_sentence(printed.getvalue())) from None
     if unknown:
-        name = unknown[0].partition("=")[0]
-        known = [*_flag_names(kind), "--config", "--print-config", "--help"]
-        raise ConfigError(f"{unknown[0]} is not an option of {program}; {_nearest(name, known, 'option')}")
+        raise ConfigError(f"{program} was given {unknown[0]!r}, which no option takes; see --help for what each takes")
     return settings
 
 
 def _one_sentence(printed: str) -> str:
-    """tyro's boxed message, on one line and without what only the box needs."""
+    """The boxed message that tyro prints, on one line and without what only the box needs."""
     text = re.sub(r"\x1b\[[0-9;]*m|[\u2500-\u257f]", " ", printed)
-    text = " ".join(text.split()).partition("For full helptext")[0].partition("Argument helptext")[0]
-    refused = re.search(r"validation errors? for \w+ (\S+) (.*?) \[type=\w+, input_value=(.*?), input_type", text)
+    text = " ".join(text.split())
+    for rest in ("For full helptext", "Argument helptext", "Got errors"):
+        text = text.partition(rest)[0]
+    refused = re.search(
+        r"Error parsing ([\w.-]+): \d+ validation errors? for (\w+) "
+        r"(?:(?!Value error,)(\S+) )?(?:Value error, )?(.*?) \[type=\w+, input_value=(.*?), input_type",
+        text,
+    )
     if refused is not None:
-        key, why, given = refused.groups()
-        text = f"--{key.replace('_', '-')} was given {given}: {why.removeprefix('Value error, ')}"
-    for heading in ("Value error ", "Parsing error ", "Missing argument ", "Required options "):
-        text = text.removeprefix(heading)
+        under, kind, key, why, given = refused.groups()
+        # pydantic appends which alternative of a union it tried.
+        names = [*([] if under == kind else [under]), *([] if key is None else [key.partition(".")[0]])]
+        option = f"--{'.'.join(names)}".replace("_", "-")
+        text = f"{option} was given {given}: {why}" if key is not None else f"{option}: {why}"
+    for heading in ("Value error", "Parsing error", "Invalid choice", "Missing argument"):
+        text = text.removeprefix(f"{heading} ")
     return f"{text.strip().rstrip('.')}; see --help for what each option takes"

@@ -1,6 +1,6 @@
 """Settings of the pipeline job: every stage's, under its name."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field
 
@@ -20,10 +20,13 @@ class PhantomSettings(Config):
 
 
 # What 2 CPU cores do in under five minutes: 12 of 16 sections for training, 2 for validation, 2 scored.
-DEMO_AUGMENT = AugmentSettings(
-    label_kind="membrane", variants=20, validation_sections=("3", "11"), exclude_sections=("7", "15")
-)
-DEMO_TRAIN = TrainSettings(base_channels=8, epochs=2)
+DEMO_AUGMENT: dict[str, Any] = {
+    "label_kind": "membrane",
+    "variants": 20,
+    "validation_sections": ("3", "11"),
+    "exclude_sections": ("7", "15"),
+}
+DEMO_TRAIN: dict[str, Any] = {"base_channels": 8, "epochs": 2}
 
 
 class PipelineConfig(Config):
@@ -59,11 +62,9 @@ class PipelineConfig(Config):
     """Settings of the segment job."""
 
     def named_defaults(self) -> Self:
-        """The demo's settings where no data are named, then each stage's presets."""
-        stages = {"augment": self.augment, "train": self.train}
+        """Each stage's presets, the patches made for the network's, and over them the demo's where no data are named."""
+        augment = self.augment.model_copy(update={"for_preset": self.train.preset}).named_defaults()
+        train = self.train.named_defaults()
         if self.images is None:
-            stages = {"augment": DEMO_AUGMENT, "train": DEMO_TRAIN}
-            return self.model_copy(update=stages)
-        preset: Literal["default", "paper", "keras"] = self.train.preset
-        augment = self.augment.model_copy(update={"for_preset": preset})
-        return self.model_copy(update={"augment": augment.named_defaults(), "train": self.train.named_defaults()})
+            augment, train = augment.model_copy(update=DEMO_AUGMENT), train.model_copy(update=DEMO_TRAIN)
+        return self.model_copy(update={"augment": augment, "train": train})

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from unet_ray.config.base import Config
+from unet_ray.config.base import Config, VoxelSize
 
 
 class SegmentSettings(Config):
@@ -18,6 +18,8 @@ class SegmentSettings(Config):
     """Of the network; auto: bfloat16 where the hardware computes with it and the seam probe passes."""
     normalise: Literal["model", "volume"] = "model"
     """Grey levels by the mapping stored with the model, or by percentiles of a sample of this volume."""
+    voxel_size_nm: VoxelSize | None = None
+    """Voxel size z y x in nm; None: what the volume's file tells, else the model's."""
     accept_voxel_size: bool = False
     """Segment a volume whose voxel size is more than 20 % off the model's."""
 

@@ -80,14 +80,15 @@ class AugmentWorker:
         """The block's patches, stacked."""
         split, shard = self._split(block)
         recipe = self.recipe
-        weighting = {"weighting": recipe.settings.weighting, "class_weights": recipe.class_weights}
+        weighting, balance = recipe.settings.weighting, recipe.class_weights
         if split == "validation":
-            return Patch.stack([whole_section(*self.memory.read(recipe.validation[shard]), **weighting)])
+            image, labels = self.memory.read(recipe.validation[shard])
+            return Patch.stack([whole_section(image, labels, weighting=weighting, class_weights=balance)])
         patches = []
         for number in recipe.plan.patches_of(shard):
             drawn = recipe.drawn(number)
             image, labels = self.memory.read(SectionPlace(drawn.stack, drawn.section))
-            patches.append(apply(drawn, image, labels, **weighting))
+            patches.append(apply(drawn, image, labels, weighting=weighting, class_weights=balance))
         return Patch.stack(patches)
 
     def write(self, block: int, result: Patch) -> int:
@@ -110,9 +111,9 @@ def augment(config: AugmentConfig) -> Summary:
     began = time.time()
     cache = PatchCache(config.cache)
     cache.objects.require_writable()
-    if config.overwrite:
-        cache.overwrite()
     recipe, made_with = _prepare(config)
+    if config.overwrite:
+        cache.overwrite()  # only now: a wrong setting must not cost the old cache
     plan = cache.create_or_extend(recipe.plan, made_with)
     recipe = replace(recipe, plan=plan)
     if config.verify:
@@ -229,7 +230,7 @@ def _prepare(config: AugmentConfig) -> tuple[Recipe, dict[str, Any]]:
         "weighting": config.weighting.model_dump(mode="json"),
         "class_weights": list(recipe.class_weights),
         "intensity": intensity.model_dump(),
-        "voxel_size_nm": stacks.images[0].voxel_size_nm,
+        "voxel_size_nm": config.voxel_size_nm or stacks.images[0].voxel_size_nm,
     }
     return recipe, made_with
 

@@ -8,7 +8,7 @@ import os
 import resource
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -135,7 +135,7 @@ def _finish(
         units, spent["write"] = written.result()
     except Exception as error:
         return _alone(worker, block, started, error)
-    return _row(block, units=units, started=started, **spent)
+    return _row(block, units=units, started=started, spent=spent)
 
 
 def _alone(worker: BlockWorker, block: int, started: float, error: Exception) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def _alone(worker: BlockWorker, block: int, started: float, error: Exception) ->
         except Exception as again:
             error = again
         else:
-            return _row(block, units=units, started=started, **spent)
+            return _row(block, units=units, started=started, spent=spent)
     return _row(block, units=0, started=started, error=_describe(error))
 
 
@@ -163,8 +163,10 @@ def _timed(stage: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     return stage(*arguments), time.perf_counter() - start
 
 
-def _row(block: int, *, units: int, started: float = 0.0, error: str = "", **spent: float) -> dict[str, Any]:
-    ended = time.time()
+def _row(
+    block: int, *, units: int, started: float = 0.0, error: str = "", spent: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    ended, spent = time.time(), spent or {}
     return {
         "block": block,
         "ok": not error,

@@ -81,7 +81,7 @@ def _quiet_start() -> Iterator[None]:
 
 def resources() -> tuple[int, int]:
     """CPUs and GPUs of the whole cluster."""
-    totals = ray.cluster_resources()
+    totals = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return int(totals.get("CPU", 0)), int(totals.get("GPU", 0))
 
 
@@ -106,5 +106,6 @@ def pool_size(workers: int | None, cpus_each: int, gpus_each: float = 0) -> int:
 def threads_each(workers: int) -> int:
     """CPUs per worker when they share the cluster's evenly; no more than the largest node has."""
     cpus, _ = resources()
-    largest = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    largest = max(int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"])
     return max(1, min(cpus // workers, largest))

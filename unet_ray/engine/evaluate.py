@@ -12,8 +12,8 @@ from unet_ray.command import Summary
 from unet_ray.config.evaluate import EvaluateConfig
 from unet_ray.config.sections import parse_sections
 from unet_ray.engine.cluster import cluster, pool_size
+from unet_ray.engine.labelled_stacks import read_section
 from unet_ray.errors import LabelError, OutputMismatchError, VolumeError
-from unet_ray.geometry.box import Box
 from unet_ray.numerics.labels import LabelKind, membrane_and_cells
 from unet_ray.numerics.metrics import SectionScores, score_section
 from unet_ray.numerics.stack_scores import StackScores, combine
@@ -97,16 +97,11 @@ def _full_scale(prediction: Volume, sections: tuple[int, ...]) -> float | None:
     return 1.0 if all(read_section(prediction, z).max() <= 1 for z in sections) else None
 
 
-def read_section(volume: Volume, z: int) -> npt.NDArray[Any]:
-    """One whole section, (y, x)."""
-    _, height, width = volume.shape
-    return volume.read(Box((z, 0, 0), (z + 1, height, width)))[0]
-
-
 def true_cells(labels: Volume, kind: LabelKind, z: int) -> npt.NDArray[np.bool_]:
     """Where a section's labels say cell interior, (y, x)."""
     name = f"labels of {labels.path}, section {z},"
-    return membrane_and_cells(read_section(labels, z), kind, name=name).class_map == 0
+    cells: npt.NDArray[np.bool_] = membrane_and_cells(read_section(labels, z), kind, name=name).class_map == 0
+    return cells
 
 
 def _score_one(

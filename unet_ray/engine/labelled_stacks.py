@@ -78,7 +78,7 @@ class LabelledStacks:
             if other.shape[1:] != first.shape[1:] or other.dtype != first.dtype:
                 raise VolumeError(
                     f"{other.path} has sections of {other.shape[1:]} {other.dtype} but {first.path} of "
-                    f"{first.shape[1:]} {first.dtype}; stacks in one cache must agree, so convert one or make two caches"
+                    f"{first.shape[1:]} {first.dtype}; stacks of one cache must agree: convert one or make two caches"
                 )
         return opened
 
@@ -133,7 +133,7 @@ class LabelledStacks:
         """
         volume = self.labels[place.stack]
         return membrane_and_cells(
-            _section(volume, place.section),
+            read_section(volume, place.section),
             self.label_kind,
             ignore_label=self.ignore_label,
             name=f"labels of {volume.path}, section {place.section},",
@@ -161,9 +161,11 @@ def sample_volume(volume: Volume, sections: Sequence[int]) -> npt.NDArray[Any]:
     return np.concatenate([np.empty(0, volume.dtype), *(volume.read(box).ravel() for box in boxes)])
 
 
-def _section(volume: Volume, z: int) -> npt.NDArray[Any]:
+def read_section(volume: Volume, z: int) -> npt.NDArray[Any]:
+    """One whole section, (y, x)."""
     _, height, width = volume.shape
-    return volume.read(Box((z, 0, 0), (z + 1, height, width)))[0]
+    section: npt.NDArray[Any] = volume.read(Box((z, 0, 0), (z + 1, height, width)))[0]
+    return section
 
 
 class SectionMemory:

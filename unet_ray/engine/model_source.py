@@ -16,7 +16,7 @@ def read_model_file(path: str) -> bytes:
     except IsADirectoryError:
         raise ModelFileError(f"{path} is a folder; give the model.safetensors in it") from None
     except OSError as error:
-        raise ModelFileError(f"model file {path} cannot be read ({error}); check the path and its permissions") from error
+        raise ModelFileError(f"model file {path} cannot be read ({error}); check its permissions") from error
     if data is None:
         raise ModelFileError(f"there is no model file at {path}; give the model.safetensors of a training run")
     return data

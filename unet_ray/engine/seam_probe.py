@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from unet_ray.errors import SeamError
 from unet_ray.geometry.box import Box
-from unet_ray.geometry.tiles import TileGrid
+from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.network.predict import Precision
 
 # In probability, float32: what different shapes may do to the order of sums.
@@ -54,7 +54,7 @@ def probe(
         predict: (precision, (1, c, h, w) window) to (1, h', w') probabilities.
         read: grey values of a read box, mirrored outside the volume.
         tiles: the grid that will be used.
-        box: region in one section, starting on the pooling grid.
+        box: region in one section, its sides on the pooling grid; what overhangs the volume is not compared.
         crop: pixels between an output's edge and its tile: halo - margin.
         threshold: of the mask.
         precision: the precision wanted.
@@ -63,14 +63,14 @@ def probe(
     Raises:
         SeamError: beyond tolerance.
     """
-    whole = _inside(predict("float32", read(box.grow(tiles.halo))[None]), crop, box)
+    window = read(box.grow(tiles.halo))[None]
+    box = box.intersect(Box.of_shape(tiles.volume))
+    whole = _inside(predict("float32", window), crop, box)
     pieces = np.full(box.shape[1:], np.nan, np.float32)
     changed = pixels = 0
-    for tile in range(tiles.num_tiles):
+    for tile in BlockGrid(tiles, (1, 1, 1)).blocks_touching(box):
         write = tiles.write_box(tile)
         shared = write.intersect(box)
-        if shared.voxels == 0:
-            continue
         window = read(tiles.read_box(tile))[None]
         exact = _inside(predict("float32", window), crop, write)
         pieces[shared.relative_to(box.start).slices[1:]] = exact[shared.relative_to(write.start).slices[1:]]
@@ -92,8 +92,8 @@ def probe(
                 f"{LARGEST_MASK_CHANGE:.1%} is allowed); use --precision float32 or auto"
             )
         note = (
-            f"{precision} would change {share:.2%} of the mask's pixels (at most {LARGEST_MASK_CHANGE:.1%} is allowed), "
-            "so the run computes in float32"
+            f"{precision} would change {share:.2%} of the mask's pixels (at most {LARGEST_MASK_CHANGE:.1%} is "
+            "allowed), so the run computes in float32"
         )
         return SeamCertificate(seam, 0.0, (box.start, box.stop), "float32", note)
     return SeamCertificate(seam, share, (box.start, box.stop), precision)

@@ -71,10 +71,13 @@ class Job:
 class SegmentWorker:
     """Reads, predicts and writes blocks; each tile is one forward pass of the same shape."""
 
-    def __init__(self, job: ray.ObjectRef, precision: Precision) -> None:
-        self.job: Job = ray.get(job)
-        self.precision = precision
-        self.crop = self.job.crop
+    def __init__(self, job: Job, precision: Precision) -> None:
+        self.job, self.precision, self.crop = job, precision, job.crop
+
+    @classmethod
+    def in_actor(cls, job: "ray.ObjectRef[Job]", precision: Precision) -> "SegmentWorker":
+        """A worker whose job, with the model, is taken from the object store once per node."""
+        return cls(ray.get(job), precision)
 
     @cached_property
     def predictor(self) -> Predictor:
@@ -152,8 +155,6 @@ def segment(config: SegmentConfig) -> Summary:
     network, _, metadata = decode(model, config.model)
     _check_fit(config, volume, metadata)
     output = Segmentation(config.output)
-    if config.overwrite:
-        output.overwrite()
     intensity = _intensity(config, volume, metadata)
     asked = {
         "format_version": FORMAT_VERSION,
@@ -162,10 +163,13 @@ def segment(config: SegmentConfig) -> Summary:
         "intensity": intensity.model_dump(),
         **{key: value for key in ("tile_px", "precision") if (value := getattr(config, key)) != "auto"},
     }
-    stored = output.refuse_other(asked)
-    tile_px = resolve_tile_px(config.tile_px if stored is None else stored["made_with"]["tile_px"], volume.shape, network)
-    layout = layout_for(volume.shape, tile_px, network, volume.voxel_size_nm or metadata.voxel_size_nm)
+    stored = None if config.overwrite else output.refuse_other(asked)
+    side = config.tile_px if stored is None else stored["made_with"]["tile_px"]
+    tile_px = resolve_tile_px(side, volume.shape, network)
+    layout = layout_for(volume.shape, tile_px, network, _voxel_size(config, volume, metadata))
     output.objects.require_writable()
+    if config.overwrite:
+        output.overwrite()  # only now: a wrong setting must not cost the old output
     if config.verify and stored is not None:
         for block in set(output.verify(layout)):
             print(f"segment: block {block} of {config.output} is damaged and will be made again", file=sys.stderr)
@@ -234,15 +238,23 @@ def _check_fit(config: SegmentConfig, volume: Volume, metadata: ModelMetadata) -
     if config.normalise == "model" and volume.dtype.name != metadata.normalisation.dtype:
         raise VolumeError(
             f"{config.volume} has {volume.dtype.name} voxels but model {config.model} was trained on "
-            f"{metadata.normalisation.dtype}; pass --normalise volume to take grey levels from this volume's percentiles"
+            f"{metadata.normalisation.dtype}; pass --normalise volume to take grey levels from its own percentiles"
         )
-    ours, models = volume.voxel_size_nm, metadata.voxel_size_nm
-    if ours and models and not config.accept_voxel_size:
-        if any(abs(a / b - 1) > 0.2 for a, b in zip(ours, models, strict=True)):
-            raise VolumeError(
-                f"{config.volume} has voxels of {ours} nm (z, y, x) but model {config.model} was trained on {models} nm, "
-                "more than 20 % off; rescale the volume or pass --accept-voxel-size"
-            )
+    ours, models = config.voxel_size_nm or volume.voxel_size_nm or volume.pixel_size_nm, metadata.voxel_size_nm
+    if config.accept_voxel_size or ours is None or models is None:
+        return
+    # TIFF resolution tags tell y and x alone.
+    if any(abs(a / b - 1) > 0.2 for a, b in zip(ours, models[-len(ours) :], strict=True)):
+        raise VolumeError(
+            f"{config.volume} has voxels of {ours} nm ((z,) y, x) but model {config.model} was trained on {models} nm, "
+            "more than 20 % off; rescale the volume or pass --accept-voxel-size"
+        )
+
+
+def _voxel_size(
+    config: SegmentConfig, volume: Volume, metadata: ModelMetadata
+) -> tuple[float, float, float] | None:
+    return config.voxel_size_nm or volume.voxel_size_nm or metadata.voxel_size_nm
 
 
 def _intensity(config: SegmentConfig, volume: Volume, metadata: ModelMetadata) -> IntensityMap:
@@ -275,7 +287,10 @@ def _threads(config: SegmentConfig, stored: dict[str, Any] | None) -> int:
 def _resolve(job: Job, config: SegmentConfig) -> tuple[SeamCertificate, str]:
     """Precision and seam certificate, found on a worker of the kind that will compute."""
     task = ray.remote(num_cpus=job.threads, num_gpus=1 if job.use_gpu else 0)(_probe_on_worker)
-    found: tuple[SeamCertificate, str] = ray.get(task.remote(job, config.precision))
+    try:
+        found: tuple[SeamCertificate, str] = ray.get(task.remote(job, config.precision))
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None  # the user's sentence without the worker's traceback
     return found
 
 
@@ -327,7 +342,7 @@ def _segment_blocks(
         if todo:
             outcome.merge(
                 run_blocks(
-                    partial(SegmentWorker, reference, stored["made_with"]["precision"]),
+                    partial(SegmentWorker.in_actor, reference, stored["made_with"]["precision"]),
                     settled,
                     workers=workers,
                     cpus_each=job.threads,
@@ -360,7 +375,9 @@ def _export(config: SegmentConfig, sections: tuple[int, ...]) -> None:
         depth, height, width = len(sections), *stored.shape[1:]
 
         def read_rows(z: int, start: int, stop: int, stored: Volume = stored) -> npt.NDArray[Any]:
-            return stored.read(Box((sections[z], start, 0), (sections[z] + 1, stop, stored.shape[2])))[0]
+            box = Box((sections[z], start, 0), (sections[z] + 1, stop, stored.shape[2]))
+            rows: npt.NDArray[Any] = stored.read(box)[0]
+            return rows
 
         kind: Kind = "mask" if group else "challenge" if config.tiff_format == "challenge" else "probability"
         write_tiff(

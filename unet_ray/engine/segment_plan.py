@@ -64,12 +64,14 @@ def layout_for(
 def probe_box(tiles: TileGrid, factor: int) -> Box:
     """A region about the tile corner that is nearest to the volume's centre.
 
-    Its start lies on the pooling grid; where a section is one tile, it lies about the section's centre.
+    Its start and stop lie on the pooling grid, so that the network takes it in one piece; it may overhang the
+    volume. Where a section is one tile, it lies about the section's centre.
     """
     start, stop = [tiles.volume[0] // 2], [tiles.volume[0] // 2 + 1]
+    probe_px = max(PROBE_PX, 2 * factor)  # or a deep network's box would end where the next tile begins
     for side, tile, count in zip(tiles.volume[1:], tiles.tile[1:], tiles.counts[1:], strict=True):
         corner = max(1, round(count / 2)) * tile if count > 1 else side // 2
-        first = max(0, (corner - PROBE_PX // 2) // factor * factor)
+        first = max(0, (corner - probe_px // 2) // factor * factor)
         start.append(first)
-        stop.append(min(side, first + PROBE_PX))
+        stop.append(min(-(-side // factor) * factor, first + probe_px))
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))

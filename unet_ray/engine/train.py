@@ -1,7 +1,6 @@
 """Data-parallel training on Ray Train, from a patch cache to a model file."""
 
 import json
-import os
 import threading
 import time
 import uuid
@@ -19,14 +18,14 @@ from unet_ray.engine.cluster import cluster, pool_size, threads_each
 from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.patch_loader import steps_per_epoch
 from unet_ray.engine.train_worker import METRICS, MODEL, TrainPlan, train_worker
-from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, TrainingDivergedError
+from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError
 from unet_ray.geometry.receptive_field import margin_px, nearest_output_sides
 from unet_ray.network.model_file import decode
-from unet_ray.network.predict import hardware_precision
+from unet_ray.network.predict import Precision, hardware_precision
 from unet_ray.report.curves import curves_png
 from unet_ray.report.progress import Progress
 from unet_ray.storage.fingerprint import differences, digest
-from unet_ray.storage.objects import Objects, open_objects
+from unet_ray.storage.objects import Objects, absolute, open_objects
 from unet_ray.storage.patch_cache import PatchCache
 
 RUN = "run.json"
@@ -63,17 +62,17 @@ def train(config: TrainConfig) -> Summary:
         gpus = 1 if config.use_gpu else 0
         pool_size(config.workers, cpus_each=1, gpus_each=gpus)
         threads = config.threads or threads_each(config.workers)
-        precision = claimed["precision"] or _precision(config)
+        precision: Precision = claimed["precision"] or _precision(config)
         run.put(RUN, json.dumps({"made_with": made_with, "precision": precision}, indent=1).encode())
         plan = TrainPlan(
-            cache=config.cache,
-            run=config.run,
+            cache=absolute(config.cache),
+            run=absolute(config.run),
             settings=TrainSettings(**{name: getattr(config, name) for name in TrainSettings.model_fields}),
             network=network,
             precision=precision,
             threads=threads,
             use_gpu=config.use_gpu,
-            initial_model=config.initial_model,
+            initial_model=None if config.initial_model is None else absolute(config.initial_model),
         )
         steps = config.epochs * steps_per_epoch(cache.plan().patches, config.batch_size)
         seconds = _fit(config, plan, steps)
@@ -133,7 +132,7 @@ def _made_with(config: TrainConfig, network: NetworkConfig, cache: PatchCache) -
     initial = None
     if config.initial_model is not None:
         data = read_model_file(config.initial_model)
-        found, _, metadata = decode(data, config.initial_model)
+        found, _, _ = decode(data, config.initial_model)
         differing = differences(found.model_dump(exclude={"preset"}), network.model_dump(exclude={"preset"}))
         if differing:
             raise ModelFileError(
@@ -186,13 +185,13 @@ def _claim(run: Objects, config: TrainConfig, made_with: dict[str, Any]) -> dict
     return earlier
 
 
-def _precision(config: TrainConfig) -> str:
+def _precision(config: TrainConfig) -> Precision:
     """Asked on a worker of the kind that will compute: the head node's hardware may be another."""
     if config.precision != "auto":
         return config.precision
     device = "cuda" if config.use_gpu else "cpu"
     asked = ray.remote(num_cpus=1, num_gpus=1 if config.use_gpu else 0)(hardware_precision).remote(device)
-    found: str = ray.get(asked)
+    found: Precision = ray.get(asked)
     return found
 
 
@@ -202,6 +201,7 @@ class Board:
 
     def __init__(self) -> None:
         self.row: dict[str, Any] = {}
+        self.error: Exception | None = None
 
     def post(self, row: dict[str, Any]) -> None:
         """Put the newest row."""
@@ -210,6 +210,14 @@ class Board:
     def read(self) -> dict[str, Any]:
         """The newest row; empty before the first step."""
         return self.row
+
+    def fail(self, error: Exception) -> None:
+        """Note an error that trying again would only repeat; the first one counts."""
+        self.error = self.error or error
+
+    def failure(self) -> Exception | None:
+        """The error noted, if any."""
+        return self.error
 
 
 def _fit(config: TrainConfig, plan: TrainPlan, steps: int) -> dict[str, float]:
@@ -242,7 +250,7 @@ def _fit(config: TrainConfig, plan: TrainPlan, steps: int) -> dict[str, float]:
         torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
         run_config=RunConfig(
             name=CHECKPOINTS,
-            storage_path=_absolute(config.run),
+            storage_path=plan.run,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
@@ -253,19 +261,15 @@ def _fit(config: TrainConfig, plan: TrainPlan, steps: int) -> dict[str, float]:
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            for cause in getattr(error, "worker_failures", {}).values():
-                if isinstance(cause, TrainingDivergedError):
-                    raise TrainingDivergedError(str(cause)) from error
-            raise
+            raise (ray.get(board.failure.remote()) or error) from None
         finally:
             over.set()
             watcher.join()
-            ray.kill(board)
+    failure = ray.get(board.failure.remote())
+    ray.kill(board)
+    if failure is not None:
+        raise failure
     return {"startup": (first_step[0] if first_step else time.time()) - began}
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else os.path.abspath(path)
 
 
 def read_rows(run: Objects) -> list[dict[str, Any]]:

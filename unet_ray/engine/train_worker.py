@@ -22,6 +22,7 @@ from unet_ray.config.train import TrainSettings
 from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.patch_loader import PatchLoader
 from unet_ray.engine.validation import validate
+from unet_ray.errors import UnetRayError
 from unet_ray.geometry.receptive_field import halo_px, margin_px
 from unet_ray.network.batch_norm import set_reduce
 from unet_ray.network.model_file import ModelMetadata, Normalisation, TrainingSection, decode, encode
@@ -96,10 +97,24 @@ class RunWriter:
 
 def train_worker(given: dict[str, Any]) -> None:
     """One rank's training loop, as Ray Train calls it; continues from the newest registered checkpoint."""
-    plan: TrainPlan = given["plan"]
-    context = ray.train.get_context()
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    board = ray.get_actor(given["board"]) if rank == 0 else None
+    board = ray.get_actor(given["board"])
+    if ray.get(board.failure.remote()) is not None:
+        return  # Ray Train tries again after every error; one that would come again is left to the driver.
+    world_size = ray.train.get_context().get_world_size()
+    try:
+        _train(given["plan"], board, ray.train.get_context().get_world_rank(), world_size)
+    except torch.OutOfMemoryError as error:
+        advice = "out of memory on the device; lower --batch-size or --base-channels, or make smaller patches"
+        ray.get(board.fail.remote(UnetRayError(f"{advice} ({' '.join(str(error).split())[:200]})")))
+        raise
+    except Exception as error:
+        # A rank whose neighbour died gets a RuntimeError from the process group: that is worth another try.
+        if world_size == 1 or not isinstance(error, RuntimeError | OSError):
+            ray.get(board.fail.remote(error))
+        raise
+
+
+def _train(plan: TrainPlan, board: Any, rank: int, world_size: int) -> None:
     torch.set_num_threads(plan.threads)
     device = ray.train.torch.get_device() if plan.use_gpu else torch.device("cpu")
     settings, run, cache = plan.settings, open_objects(plan.run), PatchCache(plan.cache)
@@ -140,7 +155,7 @@ def train_worker(given: dict[str, Any]) -> None:
                 "samples": result.samples, "seconds": round(time.perf_counter() - began, 4),
             }  # fmt: skip
             at.step += 1
-            if writer is not None and board is not None:
+            if writer is not None:
                 writer.add(row)
                 if time.monotonic() - posted > POST_EVERY_SECONDS:
                     posted = time.monotonic()
@@ -194,7 +209,7 @@ def _sum_over_ranks(values: Tensor, device: torch.device) -> Tensor:
 def _differentiable_sum(values: Tensor) -> Tensor:
     from torch.distributed.nn.functional import all_reduce
 
-    summed: Tensor = all_reduce(values)
+    summed: Tensor = all_reduce(values)  # type: ignore[no-untyped-call]
     return summed
 
 

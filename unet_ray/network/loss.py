@@ -48,14 +48,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None)
     if weights is not None:
         labels = torch.where(weights > 0, labels, torch.zeros_like(labels))
     if exact.shape[1] == 1:
-        per_pixel = functional.binary_cross_entropy_with_logits(
-            exact[:, 0], labels.to(exact.dtype), reduction="none"
-        )
+        per_pixel = functional.binary_cross_entropy_with_logits(exact[:, 0], labels.to(exact.dtype), reduction="none")
     else:
         per_pixel = functional.cross_entropy(exact, labels.long(), reduction="none")
     if weights is None:
-        return LossSum(
-            per_pixel.sum(), torch.tensor(float(labels.numel()), dtype=torch.float64, device=labels.device)
-        )
+        return LossSum(per_pixel.sum(), torch.tensor(float(labels.numel()), dtype=torch.float64, device=labels.device))
     weights = weights.to(exact.dtype)
     return LossSum((per_pixel * weights).sum(), weights.sum(dtype=torch.float64))

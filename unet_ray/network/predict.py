@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from unet_ray.config.network import NetworkConfig
-from unet_ray.network.unet import class_probability, membrane_probability, network_from_state, network_input
+from unet_ray.network.unet import (
+    class_probability,
+    fold_batch_norm,
+    membrane_probability,
+    network_from_state,
+    network_input,
+)
 
 Precision = Literal["float32", "bfloat16"]
 TORCH_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -45,8 +51,11 @@ class Predictor:
         # On a CPU channels_last doubles the speed in bfloat16 and halves it in float32.
         fast = precision == "bfloat16" or self.device.type == "cuda"
         self._layout = torch.channels_last if fast else torch.contiguous_format
-        network: nn.Module = network_from_state(config, state).eval()
-        self.network = network.to(self.device, TORCH_DTYPE[precision]).to(memory_format=self._layout)  # type: ignore[call-overload]
+        network = network_from_state(config, state)
+        if precision == "bfloat16":
+            # Half the time, and one rounding less. In float32 it gains nothing.
+            network = fold_batch_norm(network)
+        self.network: nn.Module = network.to(self.device, TORCH_DTYPE[precision]).to(memory_format=self._layout)  # type: ignore[call-overload]
 
     @torch.inference_mode()
     def __call__(self, windows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

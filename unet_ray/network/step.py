@@ -31,9 +31,7 @@ class Batch(NamedTuple):
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on ``device``."""
         weight = None if self.weight is None else self.weight.to(device, non_blocking=True)
-        return Batch(
-            self.image.to(device, non_blocking=True), self.label.to(device, non_blocking=True), weight
-        )
+        return Batch(self.image.to(device, non_blocking=True), self.label.to(device, non_blocking=True), weight)
 
 
 class StepResult(NamedTuple):

@@ -59,13 +59,10 @@ class UNet(nn.Module):
         self.config = config
         width = [config.channels(level) for level in range(config.depth)]
         inputs = [config.in_channels, *width[:-1]]
-        self.down = nn.ModuleList(
-            DoubleConvolution(*pair, config) for pair in zip(inputs, width, strict=True)
-        )
+        self.down = nn.ModuleList(DoubleConvolution(*pair, config) for pair in zip(inputs, width, strict=True))
         first_dropped = config.depth - config.dropout_levels
         self.dropout = nn.ModuleList(
-            nn.Dropout(config.dropout) if level >= first_dropped else nn.Identity()
-            for level in range(config.depth)
+            nn.Dropout(config.dropout) if level >= first_dropped else nn.Identity() for level in range(config.depth)
         )
         rising = range(config.depth - 2, -1, -1)
         self.up = nn.ModuleList(
@@ -74,9 +71,7 @@ class UNet(nn.Module):
             else nn.ConvTranspose2d(width[level + 1], width[level], 2, stride=2)
             for level in rising
         )
-        self.merge = nn.ModuleList(
-            DoubleConvolution(2 * width[level], width[level], config) for level in rising
-        )
+        self.merge = nn.ModuleList(DoubleConvolution(2 * width[level], width[level], config) for level in rising)
         last = width[0]
         self.head: nn.Module = nn.Identity()
         if config.head_channels:

@@ -11,7 +11,7 @@ import zarr
 from unet_ray.errors import CacheMismatchError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.storage.fingerprint import differences, fingerprint
-from unet_ray.storage.objects import Objects, open_objects
+from unet_ray.storage.objects import Objects, absolute, open_objects
 from unet_ray.storage.shards import (
     ArraySpec,
     ShardCodec,
@@ -110,7 +110,7 @@ class PatchCache:
     """A patch cache at a local path or URL."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path = absolute(path)
         self.objects: Objects = open_objects(path)
         self._arrays: dict[str, Any] = {}
         self._codecs: dict[tuple[str, str], ShardCodec] = {}
@@ -229,7 +229,9 @@ class PatchCache:
         written = 0
         for name in ARRAYS:
             spec = plan.spec(split, name)
-            codec = self._codecs.setdefault((split, name), ShardCodec(spec))
+            if (split, name) not in self._codecs:
+                self._codecs[split, name] = ShardCodec(spec)
+            codec = self._codecs[split, name]
             place = (shard, *(0 for _ in spec.shape[1:]))
             written += put_shard(self.objects, f"{split}/{name}", codec, place, getattr(patches, name))
         return written

@@ -13,7 +13,7 @@ from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import triple
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.storage.fingerprint import differences
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.objects import absolute, open_objects
 from unet_ray.storage.ome_image import AXES, VERSION, ome_image
 from unet_ray.storage.shards import (
     ArraySpec,
@@ -67,7 +67,7 @@ class Segmentation:
     """A segmentation at a local path or URL."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path = absolute(path)
         self.objects = open_objects(path)
         self._codec: ShardCodec | None = None
 

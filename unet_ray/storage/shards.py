@@ -117,6 +117,8 @@ class ShardCodec:
         Raises:
             ValueError: a checksum of the index or of a chunk is wrong, or the bytes are cut off.
         """
+        if not data:
+            raise ValueError("the shard is missing or empty")  # zarr would read it as fill values
         self._objects[self._key] = default_buffer_prototype().buffer.from_bytes(data)
         try:
             values: npt.NDArray[Any] = self._array[...]
@@ -165,9 +167,7 @@ def set_aside_damaged(
         key = shard_key(path, position)
         data = root.get(key)
         try:
-            if not data:
-                raise ValueError("the shard is missing or empty")
-            codec.decode(data)
+            codec.decode(data or b"")
         except ValueError:
             if data is not None:
                 root.rename(key, key + DAMAGED)
@@ -189,7 +189,7 @@ def read_document(root: Objects, path: str = "") -> dict[str, Any] | None:
     """The whole zarr.json of the array or group at ``path``, or None where there is none.
 
     Raises:
-        TargetError: it is not JSON.
+        TargetError: it is not zarr metadata.
     """
     import json
 
@@ -199,8 +199,8 @@ def read_document(root: Objects, path: str = "") -> dict[str, Any] | None:
         return None
     try:
         document: dict[str, Any] = json.loads(data)
-    except ValueError as error:
-        raise TargetError(f"{root.url}/{key} is not zarr metadata; choose another path or pass --overwrite") from error
+    except ValueError:
+        document = {}
+    if not isinstance(document, dict) or "zarr_format" not in document:
+        raise TargetError(f"{root.url}/{key} is not zarr metadata; choose another path or remove it")
     return document
-
-
