@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -31,19 +31,15 @@ def run(
     Returns:
         Exit code: 0 complete, 2 the input is wrong, 3 incomplete, 130 interrupted, 1 anything else.
     """
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _interrupt)
     try:
         settings = parse(kind, sys.argv[1:] if argv is None else argv, program)
         # stdout is the summary's alone; whatever a library prints is a log.
-        with contextlib.redirect_stdout(sys.stderr):
+        with _interruptible(program), contextlib.redirect_stdout(sys.stderr):
             summary = engine(settings)
     except UnetRayError as error:
         _say(program, " ".join(str(error).split()))
         return error.exit_code
     except KeyboardInterrupt:
-        _say(program, "interrupted; the same command continues where this run stopped")
         return INTERRUPTED
     except Exception as error:
         traceback.print_exc()
@@ -57,9 +53,27 @@ def _say(program: str, sentence: str) -> None:
     print(f"{program}: {sentence}", file=sys.stderr, flush=True)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Leave in an orderly way, and leave anyway when that takes too long."""
-    timer = threading.Timer(WIND_UP_SECONDS, os._exit, [INTERRUPTED])
-    timer.daemon = True
-    timer.start()
-    raise KeyboardInterrupt
+@contextlib.contextmanager
+def _interruptible(program: str) -> Iterator[None]:
+    """SIGINT and SIGTERM end the block in an orderly way, and the process anyway when that takes too long."""
+    forced: list[threading.Timer] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if not forced:
+            _say(program, "interrupted; the same command continues where this run stopped")
+            forced.append(threading.Timer(WIND_UP_SECONDS, os._exit, [INTERRUPTED]))
+            forced[0].daemon = True
+            forced[0].start()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for timer in forced:
+            timer.cancel()

@@ -101,9 +101,7 @@ def train_in_ranks(model, batches, optimizer_name, splits):
         for parameter in own.parameters():
             parameter.register_post_accumulate_grad_hook(average)
         return [
-            train_step(
-                own, part(batch, splits[rank]), optimizer, step=i, world_size=ranks.size, reduce=reduce
-            )
+            train_step(own, part(batch, splits[rank]), optimizer, step=i, world_size=ranks.size, reduce=reduce)
             for i, batch in enumerate(batches)
         ]
 

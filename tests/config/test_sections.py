@@ -1,0 +1,45 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unet_ray.config.sections import parse_sections
+from unet_ray.errors import ConfigError
+
+DEPTH = 30
+
+
+@pytest.mark.parametrize(
+    ("choices", "numbers"),
+    [
+        ((), ()),
+        (("7",), (7,)),
+        (("4:30:5",), (4, 9, 14, 19, 24, 29)),
+        (("9", "0", "9", "2:4"), (0, 2, 3, 9)),
+        (("29:30", "28"), (28, 29)),
+        (("4:31:30",), (4,)),
+    ],
+)
+def test_sections_ascending_each_once(choices, numbers):
+    assert parse_sections(choices, DEPTH, "--sections") == numbers
+
+
+@settings(deadline=None)
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 12))
+def test_the_same_as_pythons_range(first, stop, step):
+    chosen = list(range(first, stop, step))
+    if chosen and chosen[-1] < DEPTH:
+        assert parse_sections([f"{first}:{stop}:{step}"], DEPTH, "--sections") == tuple(chosen)
+    else:
+        with pytest.raises(ConfigError, match="names no section" if not chosen else "asks for section"):
+            parse_sections([f"{first}:{stop}:{step}"], DEPTH, "--sections")
+
+
+@pytest.mark.parametrize("choice", ["", "a", "-1", "1:", ":3", "1:2:0", "1:2:3:4", "1.5", "1 2", "1-3"])
+def test_what_is_no_choice(choice):
+    with pytest.raises(ConfigError, match=r"--x was given '.*'; give section numbers, A:B or A:B:STEP"):
+        parse_sections([choice], DEPTH, "--x")
+
+
+def test_a_section_that_is_not_there():
+    with pytest.raises(ConfigError, match=r"--x 28:31 asks for section 30, but the volume has 30 \(0 to 29\)"):
+        parse_sections(["0", "28:31"], DEPTH, "--x")
