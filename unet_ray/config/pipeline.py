@@ -26,7 +26,7 @@ DEMO_AUGMENT: dict[str, Any] = {
     "validation_sections": ("3", "11"),
     "exclude_sections": ("7", "15"),
 }
-DEMO_TRAIN: dict[str, Any] = {"base_channels": 8, "epochs": 2}
+DEMO_TRAIN: dict[str, Any] = {"base_channels": 8, "epochs": 5}
 
 
 class PipelineConfig(Config):
