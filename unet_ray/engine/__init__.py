@@ -14,7 +14,5 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 # The driver's C++ core prints its remarks about Ray Data's own actors to the user's terminal.
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-# Threads that spin while they wait slow everything tenfold where another process wants the core.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # How often the training controller asks its workers; each checkpoint waits for it (default 2 s).
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
