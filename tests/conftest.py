@@ -1,10 +1,18 @@
 """Fixtures that tests share: the real data, the golden values, and one Ray for the whole session."""
 
+import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The clock of a busy machine must not fail a property.
+hypothesis.settings.register_profile("unet_ray", deadline=None)
+hypothesis.settings.load_profile("unet_ray")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -31,15 +39,24 @@ def shared_golden() -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """An embedded Ray with 4 CPUs' worth of slots, so that two workers run at once on any machine."""
+    import unet_ray.engine  # noqa: F401  isort: skip  (sets Ray's environment before it is imported)
     import ray
 
-    import unet_ray.engine  # noqa: F401  (sets Ray's environment before it starts)
-    from unet_ray.engine.cluster import cluster
-
-    os.environ["UNET_RAY_TEST"] = "1"
-    with cluster():
-        assert ray.is_initialized()
-        yield
+    folder = tempfile.mkdtemp(prefix="unet_ray-test-", dir="/tmp")  # a socket's path must be short
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=256 * 1024**2,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        _temp_dir=folder,
+    )
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -44,9 +44,7 @@ class AugmentSettings(Config):
 
     def named_defaults(self) -> Self:
         """The settings with the chosen recipe's and preset's values in place of the general ones."""
-        return self.model_copy(
-            update={"recipe": RECIPES[self.recipe_name], "patch_px": PATCH_PX[self.for_preset]}
-        )
+        return self.model_copy(update={"recipe": RECIPES[self.recipe_name], "patch_px": PATCH_PX[self.for_preset]})
 
 
 class AugmentConfig(AugmentSettings):

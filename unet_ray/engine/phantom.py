@@ -85,12 +85,13 @@ def make_phantom(path: str, shape: Triple, seed: int, workers: int | None = None
     if stored is not None and stored.get(ATTRIBUTE) != made_with:
         raise OutputMismatchError(f"{path} holds another volume than the phantom {made_with}; choose another path")
     blocks = BlockGrid(TileGrid(shape, BLOCK), (1, 1, 1))
-    put_group(root, "", {ATTRIBUTE: made_with})
-    for name in (IMAGE, LABELS):
-        put_group(root, name, {"ome": ome_image(name, ["0"], VOXEL_SIZE_NM)})
-        put_array(root, f"{name}/0", _spec(blocks))
     done = BlockSet(blocks.num_blocks, (blocks.number((z, y, x)) for z, y, x in present_shards(root, f"{IMAGE}/0")))
+    # A finished phantom stays untouched: by the time of its files others know it again.
     if len(done) < blocks.num_blocks:
+        put_group(root, "", {ATTRIBUTE: made_with})
+        for name in (IMAGE, LABELS):
+            put_group(root, name, {"ome": ome_image(name, ["0"], VOXEL_SIZE_NM)})
+            put_array(root, f"{name}/0", _spec(blocks))
         total = np.prod(shape) / 1e6
         before = sum(blocks.write_box(block).voxels for block in done) / 1e6
         with cluster(), Progress("phantom", total=total, unit="Mvox", already_done=before) as progress:

@@ -213,9 +213,7 @@ def _differentiable_sum(values: Tensor) -> Tensor:
     return summed
 
 
-def _resume(
-    network: UNet, optimizer: torch.optim.Optimizer, schedule: Schedule, device: torch.device
-) -> Progressed:
+def _resume(network: UNet, optimizer: torch.optim.Optimizer, schedule: Schedule, device: torch.device) -> Progressed:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return Progressed()
@@ -227,9 +225,7 @@ def _resume(
     return Progressed(**state["at"])
 
 
-def _report(
-    network: UNet, optimizer: torch.optim.Optimizer, schedule: Schedule, at: Progressed, rank: int
-) -> None:
+def _report(network: UNet, optimizer: torch.optim.Optimizer, schedule: Schedule, at: Progressed, rank: int) -> None:
     """Register a checkpoint; every rank takes part, rank 0 brings the state."""
     metrics = {"validation_loss": at.best_loss, "epoch": at.epoch}
     with tempfile.TemporaryDirectory(prefix="unet_ray-checkpoint-") as folder:

@@ -25,13 +25,16 @@ def differences(made_with: Mapping[str, Any], asked: Mapping[str, Any], under: s
 
     >>> differences({"seed": 1, "noise": {"sd": 2}}, {"seed": 1, "noise": {"sd": 3}})
     ['noise.sd 2 (now 3)']
+    >>> differences({"voxel_size_nm": [50.0, 4.0]}, {"voxel_size_nm": (50.0, 4.0)})
+    []
     """
     found: list[str] = []
     for key in sorted({*made_with, *asked}):
         old, new = made_with.get(key), asked.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{under}{key}.")
-        elif old != new:
+        elif old != new and json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):
+            # What was stored comes back from JSON, which makes tuples lists.
             found.append(f"{under}{key} {_short(old)} (now {_short(new)})")
     return found
 

@@ -169,9 +169,7 @@ class Segmentation:
         """Whether the record of one block is there, with at least one byte."""
         return bool(self.objects.size(shard_key(LEVEL, blocks.position(block))))
 
-    def put(
-        self, layout: SegmentationLayout, block: int, probability: npt.NDArray[np.uint8], threshold: float
-    ) -> None:
+    def put(self, layout: SegmentationLayout, block: int, probability: npt.NDArray[np.uint8], threshold: float) -> None:
         """Put a block's mask and then its probability, the record."""
         self.put_mask(layout, block, probability, threshold)
         put_shard(self.objects, LEVEL, self._encoder(layout), layout.blocks.position(block), probability)

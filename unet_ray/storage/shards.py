@@ -129,9 +129,7 @@ class ShardCodec:
         return values
 
 
-def put_shard(
-    root: Objects, path: str, codec: ShardCodec, position: Sequence[int], values: npt.NDArray[Any]
-) -> int:
+def put_shard(root: Objects, path: str, codec: ShardCodec, position: Sequence[int], values: npt.NDArray[Any]) -> int:
     """Encode a shard and put it with one request.
 
     Returns:

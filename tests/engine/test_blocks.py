@@ -1,0 +1,223 @@
+"""The loop over blocks: order and errors without Ray, dying processes with it."""
+
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ray import cloudpickle
+
+from unet_ray.engine.blocks import TRIES, run_blocks, work_through
+from unet_ray.errors import VolumeError
+from unet_ray.geometry.block_set import BlockSet
+
+# Actors get the workers below by value: pytest's name of this module is none that they could import.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+STAGES = ("read", "compute", "write")
+
+
+class Counting:
+    """Fails stage s of block b as often as ``fails[s, b]`` says; keeps what it did."""
+
+    def __init__(self, fails: dict[tuple[str, int], int], there: Iterable[int] = ()) -> None:
+        self.left, self.there = Counter(fails), set(there)
+        self.calls = Counter[tuple[str, int]]()
+        self.written: dict[int, int] = {}
+
+    def _enter(self, stage: str, block: int) -> None:
+        self.calls[stage, block] += 1
+        if self.left[stage, block] > 0:
+            self.left[stage, block] -= 1
+            raise VolumeError(f"block {block} does not {stage}")
+
+    def is_done(self, block: int) -> bool:
+        return block in self.there
+
+    def read(self, block: int) -> int:
+        self._enter("read", block)
+        return 10 * block
+
+    def compute(self, block: int, data: int) -> int:
+        assert data == 10 * block
+        self._enter("compute", block)
+        return data + 1
+
+    def write(self, block: int, result: int) -> int:
+        self._enter("write", block)
+        self.written[block] = result
+        return 7
+
+
+def plain_loop(worker: Counting, blocks: Iterable[int]) -> dict[int, str]:
+    """Error of each block, one after the other, each tried `TRIES` times."""
+    errors = {}
+    for block in blocks:
+        for _ in range(TRIES):
+            try:
+                worker.write(block, worker.compute(block, worker.read(block)))
+            except VolumeError as error:
+                errors[block] = str(error)
+            else:
+                errors[block] = ""
+                break
+    return errors
+
+
+def compare_with_plain_loop(fails: dict[tuple[str, int], int], blocks: list[int]) -> list[dict[str, Any]]:
+    worker, plain = Counting(fails), Counting(fails)
+    rows = list(work_through(worker, blocks))
+    errors = plain_loop(plain, blocks)
+    assert [row["block"] for row in rows] == blocks
+    assert {row["block"]: row["error"] for row in rows} == errors
+    assert all(row["ok"] == (not row["error"]) and row["units"] == (7 if row["ok"] else 0) for row in rows)
+    assert worker.written == plain.written
+    assert worker.calls == plain.calls
+    return rows
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 9])
+@pytest.mark.parametrize("place", [0, 2, 4])
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_error_anywhere_ends_as_in_the_plain_loop(stage: str, place: int, times: int) -> None:
+    rows = compare_with_plain_loop({(stage, 30 + place): times}, list(range(30, 35)))
+    failed = [row["block"] for row in rows if not row["ok"]]
+    assert failed == ([30 + place] if times >= TRIES else [])
+    assert rows[place]["error"] == (f"block {30 + place} does not {stage}" if failed else "")
+
+
+@given(
+    st.dictionaries(st.tuples(st.sampled_from(STAGES), st.integers(0, 5)), st.integers(1, 4), max_size=10),
+    st.integers(0, 6),
+)
+def test_any_errors_end_as_in_the_plain_loop(fails: dict[tuple[str, int], int], blocks: int) -> None:
+    compare_with_plain_loop(fails, list(range(blocks)))
+
+
+def test_foreign_errors_are_named_with_their_kind() -> None:
+    class Broken(Counting):
+        def compute(self, block: int, data: int) -> int:
+            raise KeyError("two\nlines")
+
+    (row,) = work_through(Broken({}), [3])
+    assert row["error"] == "KeyError: 'two\\nlines'"
+
+
+def test_what_an_earlier_try_finished_is_left_out() -> None:
+    worker = Counting({}, there=[4, 5, 7])
+    rows = list(work_through(worker, range(4, 9)))
+    assert sorted(row["block"] for row in rows) == [4, 5, 6, 7, 8]
+    assert all(row["ok"] for row in rows)
+    assert sorted(worker.written) == [6, 8]
+    # Without the first block's record nobody was here before, and nothing more is asked for.
+    worker = Counting({}, there=[5])
+    list(work_through(worker, range(4, 6)))
+    assert sorted(worker.written) == [4, 5]
+
+
+def test_reads_one_ahead_and_writes_one_behind() -> None:
+    """Each stage waits for another block's stage, so that a plain loop would time out."""
+    started = {(stage, block): threading.Event() for stage in STAGES for block in range(4)}
+    most_ahead = 0
+
+    class Waiting(Counting):
+        def _enter(self, stage: str, block: int) -> None:
+            nonlocal most_ahead
+            started[stage, block].set()
+            if stage == "read":
+                most_ahead = max(most_ahead, block - sum(started["compute", b].is_set() for b in range(4)))
+            awaited = {"compute": ("read", block + 1), "write": ("compute", block + 1)}.get(stage)
+            if awaited in started and not started[awaited].wait(10):
+                raise TimeoutError(f"{stage} {block} waited for {awaited}")
+
+    rows = list(work_through(Waiting({}), range(4)))
+    assert [row["error"] for row in rows] == [""] * 4
+    assert most_ahead <= 1
+
+
+class Dying:
+    """Writes files; some blocks raise, kill their process at their first try, or at every try."""
+
+    def __init__(self, folder: Path, raises: set[int], kill_once: set[int], poison: set[int]) -> None:
+        self.folder, self.raises, self.kill_once, self.poison = folder, raises, kill_once, poison
+
+    def is_done(self, block: int) -> bool:
+        return (self.folder / str(block)).exists()
+
+    def read(self, block: int) -> int:
+        return block
+
+    def compute(self, block: int, data: int) -> int:
+        if block in self.raises:
+            raise ValueError(f"no {block}")
+        marker = self.folder / f"killed-{block}"
+        if block in self.poison or (block in self.kill_once and not marker.exists()):
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return data
+
+    def write(self, block: int, result: int) -> int:
+        with open(self.folder / "written", "a") as file:
+            file.write(f"{block}\n")
+        (self.folder / str(block)).touch()
+        return 2
+
+
+def written(folder: Path) -> Counter[int]:
+    return Counter(int(line) for line in (folder / "written").read_text().split())
+
+
+def run(
+    folder: Path, blocks: int, done: Iterable[int] = (), run_length: int = 8, **how: set[int]
+) -> tuple[Any, BlockSet, list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
+    there = BlockSet(blocks, done)
+    given = {"raises": set[int](), "kill_once": set[int](), "poison": set[int](), **how}
+    outcome = run_blocks(
+        partial(Dying, folder, **given), there, workers=2, cpus_each=1, run_length=run_length, on_row=rows.append
+    )
+    return outcome, there, rows
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_errors_and_a_death_cost_nothing_else(tmp_path: Path) -> None:
+    outcome, done, rows = run(tmp_path, 100, done=range(90, 95), raises={7, 50}, kill_once={20, 41})
+    assert len({row["pid"] for row in rows}) >= 2
+    assert len(list(tmp_path.glob("killed-*"))) == 2
+    assert outcome.failures == {7: "ValueError: no 7", 50: "ValueError: no 50"}
+    todo = set(range(100)) - {7, 50, *range(90, 95)}
+    assert set(done) == todo | set(range(90, 95))
+    assert outcome.written == len(todo)
+    counts = written(tmp_path)
+    assert set(counts) == todo
+    # Done again are at most the blocks that were being written while their process died.
+    assert sum(counts.values()) - len(todo) <= 2
+    assert counts[16] == counts[17] == 1
+    assert sorted(row["block"] for row in rows) == sorted({*todo, 7, 50})
+    assert outcome.seconds > 0
+    assert outcome.peak_worker_rss_bytes > 2**20
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_blocks_that_always_kill_fail_alone(tmp_path: Path) -> None:
+    poison = {3, 17}
+    outcome, done, rows = run(tmp_path, 40, poison=poison)
+    assert outcome.failures == dict.fromkeys(poison, "its worker process died each time it was tried")
+    assert set(done) == set(range(40)) - poison == set(written(tmp_path))
+    assert not poison & {row["block"] for row in rows}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_nothing_to_do_starts_nothing(tmp_path: Path, ray_actors: Callable[[], list[int]]) -> None:
+    before = ray_actors()
+    outcome, _, rows = run(tmp_path, 5, done=range(5))
+    assert (outcome.written, outcome.failures, rows) == (0, {}, [])
+    assert ray_actors() == before

@@ -1,0 +1,141 @@
+"""Tile by tile equals the whole mirrored section, for every preset and any side; no cluster needed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from unet_ray.config.network import layers
+from unet_ray.engine.seam_probe import probe
+from unet_ray.engine.segment_plan import layout_for, probe_box
+from unet_ray.engine.segment_worker import Job
+from unet_ray.errors import SeamError
+from unet_ray.geometry.box import Box, Triple
+from unet_ray.geometry.receptive_field import margin_px, pooling_factor
+from unet_ray.geometry.tiles import TileGrid
+from unet_ray.network.model_file import decode
+from unet_ray.network.predict import Precision, Predictor
+from unet_ray.storage.segmentation import LEVEL, MASK
+from unet_ray.storage.volume import open_volume
+
+THRESHOLD = 0.53
+
+
+def in_one_piece(job: Job) -> npt.NDArray[np.float32]:
+    """Probabilities of whole sections: one window each, mirrored, up to the next multiple of the pooling factor."""
+    config, state, _ = decode(job.model)
+    depth, height, width = job.volume.shape
+    factor = pooling_factor(layers(config))
+    halo, predict = job.layout.blocks.tiles.halo, Predictor(config, state)
+    crop = halo[1] - margin_px(layers(config))
+    found = np.empty(job.volume.shape, np.float32)
+    for z in range(depth):
+        whole = Box((z, 0, 0), (z + 1, -(-height // factor) * factor, -(-width // factor) * factor))
+        window = np.ascontiguousarray(job.read(whole.grow(halo))[None])
+        found[z] = predict(window)[0, crop : crop + height, crop : crop + width]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("preset", "depth", "context", "shape", "tile_px"),
+    [
+        ("default", 5, 0, (2, 97, 131), 48),
+        ("paper", 5, 0, (2, 97, 131), 48),
+        ("keras", 5, 0, (2, 97, 131), 48),
+        ("default", 3, 1, (3, 61, 47), 20),
+        ("paper", 3, 2, (2, 61, 47), 20),
+        ("keras", 3, 0, (15, 61, 47), 12),
+        ("default", 3, 0, (20, 13, 7), 4),
+        ("default", 3, 0, (1, 1, 1), 4),
+        ("paper", 3, 1, (1, 1, 1), 4),
+        ("paper", 5, 0, (1, 1, 37), 16),
+    ],
+)
+def test_tiles_equal_the_whole_section(
+    preset: str,
+    depth: int,
+    context: int,
+    shape: Triple,
+    tile_px: int,
+    tmp_path: Path,
+    write_model: Callable[..., str],
+    write_zarr: Callable[..., str],
+    phantom_image: Callable[..., npt.NDArray[np.uint8]],
+    by_plain_loop: Callable[..., Job],
+    read_all: Callable[..., npt.NDArray[Any]],
+) -> None:
+    volume = write_zarr(tmp_path / "volume.zarr", phantom_image(shape, 5))
+    model = write_model(tmp_path / "m", preset, depth=depth, base_channels=4, in_channels=1 + 2 * context, seed=3)
+    job = by_plain_loop(volume, model, tmp_path / "out.zarr", tile_px, THRESHOLD)
+    found = read_all(job.output.path)
+    tiles = job.layout.blocks.tiles
+    # Not trivial: something overhangs; where the volume is not one voxel, more than one tile and shard, and a picture.
+    assert any(side % tile for side, tile in zip(shape, tiles.tile, strict=True))
+    if max(shape) > 1:
+        assert tiles.num_tiles > 1
+        assert job.layout.blocks.tiles_per_block == {15: (1, 2, 2), 20: (2, 1, 1)}.get(shape[0], (1, 1, 1))
+        assert job.layout.blocks.num_blocks > 1
+        assert np.ptp(found) >= 10
+    whole = in_one_piece(job)
+    # Within the rounding to 8 bits of what one piece gives; another shape of window may differ by 1e-7.
+    assert np.abs(found - 255 * whole.astype(np.float64)).max() < 0.5 + 1e-3
+    assert (np.abs(found - np.rint(whole * 255)) > 0).mean() < 1e-3
+    assert np.array_equal(read_all(f"{job.output.path}/{MASK}"), found > THRESHOLD * 255)
+    assert (job.output.objects.size(f"{LEVEL}/c/0/0/0") or 0) > 0
+
+
+def test_probe_passes_with_the_halo_and_refuses_a_smaller_one(
+    tmp_path: Path,
+    write_model: Callable[..., str],
+    write_zarr: Callable[..., str],
+    phantom_image: Callable[..., npt.NDArray[np.uint8]],
+) -> None:
+    volume = open_volume(write_zarr(tmp_path / "v.zarr", phantom_image((1, 96, 96), 1)))
+    config, state, _ = decode(Path(write_model(tmp_path / "m", "default", depth=3, base_channels=4)).read_bytes())
+    predictor = Predictor(config, state)
+
+    def predict(precision: Precision, window: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        return predictor(np.ascontiguousarray(window))
+
+    halo = layout_for((1, 96, 96), 32, config, None).blocks.tiles.halo[1]
+    for side, right in ((halo, True), (halo // 4 // 2 * 4, False)):
+        tiles = TileGrid((1, 96, 96), (1, 32, 32), (0, side, side))
+        box = probe_box(tiles, 4)
+        touched = [t for t in range(tiles.num_tiles) if tiles.write_box(t).intersect(box).voxels]
+        assert len(touched) >= 4
+
+        def run(tiles: TileGrid = tiles, box: Box = box, side: int = side) -> float:
+            return probe(
+                predict, volume.read, tiles, box, crop=side, threshold=0.5, precision="float32", may_fall_back=False
+            ).seam_max_abs_diff
+
+        if right:
+            assert run() <= 1e-6
+        else:
+            with pytest.raises(SeamError, match=r"tile by tile differs from one piece by .* in probability"):
+                run()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 30, 41), (2, 130, 133), (1, 7, 300)])
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_probe_takes_any_side(
+    preset: str,
+    shape: Triple,
+    tmp_path: Path,
+    write_model: Callable[..., str],
+    write_zarr: Callable[..., str],
+    phantom_image: Callable[..., npt.NDArray[np.uint8]],
+) -> None:
+    volume = open_volume(write_zarr(tmp_path / "v.zarr", phantom_image(shape, 1)))
+    config, state, _ = decode(Path(write_model(tmp_path / "m", preset)).read_bytes())
+    predictor, tiles = Predictor(config, state), layout_for(shape, 32, config, None).blocks.tiles
+    box = probe_box(tiles, 4)
+    found = probe(
+        lambda precision, window: predictor(np.ascontiguousarray(window)), volume.read, tiles, box,
+        crop=tiles.halo[1] - margin_px(layers(config)), threshold=0.5, precision="float32", may_fall_back=False,
+    )  # fmt: skip
+    assert found.seam_max_abs_diff <= 1e-6
+    assert all(0 <= a < b <= side for a, b, side in zip(*found.box, shape, strict=True))

@@ -1,0 +1,101 @@
+"""How a volume is cut: sides that fit the network, shards of whole tiles, and a probe that crosses a seam."""
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from unet_ray.config.network import layers, network_config
+from unet_ray.engine.segment_plan import (
+    BLOCK_VOXELS,
+    LARGEST_CHUNK_PX,
+    LARGEST_TILE_PX,
+    SECTIONS_PER_BLOCK,
+    layout_for,
+    probe_box,
+    resolve_tile_px,
+)
+from unet_ray.errors import TileGridError
+from unet_ray.geometry.box import Box
+from unet_ray.geometry.receptive_field import halo_px, is_legal, pooling_factor
+from unet_ray.geometry.tiles import TileGrid
+
+PAPER = network_config("paper")
+volumes = st.tuples(st.integers(1, 300), st.integers(1, 5000), st.integers(1, 5000))
+networks = st.builds(
+    network_config,
+    st.sampled_from(["default", "paper", "keras"]),
+    depth=st.integers(2, 6),
+    in_channels=st.sampled_from([1, 3, 5]),
+)
+
+
+def test_the_papers_tile_side_is_refused_with_the_nearest_two():
+    """388 mod 16 = 4: what the architecture's contract says of it."""
+    said = (
+        r"^tile side 388 is not a multiple of the pooling factor 16, .* with halo 94 the nearest sides are 384 and 400$"
+    )
+    with pytest.raises(TileGridError, match=said):
+        resolve_tile_px(388, (30, 512, 512), PAPER)
+    with pytest.raises(TileGridError, match=r"the nearest sides are 16$"):
+        resolve_tile_px(5, (30, 512, 512), PAPER)
+    assert resolve_tile_px(384, (30, 512, 512), PAPER) == 384
+
+
+@settings(max_examples=60, deadline=None)
+@given(volumes, networks)
+@example((1, 1, 1), PAPER)
+def test_auto_computes_the_fewest_pixels(volume, network):
+    factor, halo = pooling_factor(layers(network)), halo_px(layers(network))
+
+    def computed(side):
+        return -(-volume[1] // side) * -(-volume[2] // side) * (side + 2 * halo) ** 2
+
+    side = resolve_tile_px("auto", volume, network)
+    assert side % factor == 0
+    assert side <= LARGEST_TILE_PX
+    assert is_legal(layers(network), side + 2 * halo)
+    assert computed(side) == min(computed(other) for other in range(factor, LARGEST_TILE_PX + 1, factor))
+
+
+@settings(max_examples=60, deadline=None)
+@given(volumes, networks, st.integers(1, 16))
+@example((30, 512, 512), PAPER, 16)
+def test_the_layout_fits_the_network_and_zarr(volume, network, factors):
+    tile = pooling_factor(layers(network)) * factors
+    layout = layout_for(volume, tile, network, None)
+    tiles, shard = layout.blocks.tiles, layout.blocks.shard
+    halo = halo_px(layers(network))
+    assert (tiles.volume, tiles.tile) == (volume, (1, tile, tile))
+    assert tiles.halo == ((network.in_channels - 1) // 2, halo, halo)
+    assert all(s % t == 0 for s, t in zip(shard, tiles.tile, strict=True))
+    assert all(s % c == 0 and t % c == 0 for s, t, c in zip(shard, tiles.tile, layout.chunk, strict=True))
+    assert max(layout.chunk) <= LARGEST_CHUNK_PX
+    assert shard[0] <= SECTIONS_PER_BLOCK
+    assert shard[0] * shard[1] * shard[2] <= max(BLOCK_VOXELS, shard[0] * tile * tile)
+    assert layout.spec.counts == layout.blocks.counts
+    assert layout == layout_for(volume, tile, network, None)
+
+
+def test_large_volumes_get_large_blocks_and_small_ones_many():
+    large = layout_for((1000, 20_000, 20_000), 512, network_config("default"), None)
+    assert large.blocks.shard == (8, 1024, 1024)
+    small = layout_for((30, 512, 512), 256, network_config("default"), (50.0, 4.0, 4.0))
+    assert (small.blocks.shard, small.blocks.num_blocks, small.voxel_size_nm) == ((3, 256, 256), 40, (50, 4, 4))
+
+
+@settings(max_examples=200, deadline=None)
+@given(volumes, st.integers(0, 7), st.integers(1, 40))
+@example((1, 300, 300), 7, 1)
+def test_the_probe_crosses_a_seam_wherever_there_is_one(volume, level, factors):
+    factor = 2**level
+    tiles = TileGrid(volume, (1, factor * factors, factor * factors))
+    box = probe_box(tiles, factor)
+    assert 0 <= box.start[0] < box.stop[0] <= volume[0]
+    assert (box.shape[0], min(box.intersect(Box.of_shape(volume)).shape) > 0) == (1, True)
+    assert max(box.shape[1:]) <= max(128, 2 * factor)
+    for start, stop, side, tile in zip(box.start[1:], box.stop[1:], volume[1:], tiles.tile[1:], strict=True):
+        # The network takes it in one piece, and no more of it overhangs than that needs.
+        assert start % factor == stop % factor == 0
+        assert 0 <= start < side
+        assert stop < side + factor
+        assert side <= tile or any(start < seam < stop for seam in range(tile, side, tile))

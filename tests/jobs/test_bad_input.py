@@ -1,0 +1,190 @@
+"""Wrong input: exit code 2, one sentence on stderr, nothing started, nothing harmed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+Job = Callable[..., Any]
+Stack = Callable[..., Path]
+
+# Whoever tried to join or start a cluster would fail otherwise than with exit code 2.
+NO_CLUSTER = "no-such-host.invalid:1"
+
+
+def assert_refused(ended: Any, program: str, *words: str) -> None:
+    assert ended.code == 2, ended
+    assert ended.out == ""
+    lines = ended.err.splitlines()
+    assert len(lines) == 1, ended.err
+    (line,) = lines
+    assert line.startswith(f"{program}: ")
+    assert "Traceback" not in line
+    assert len(line) < 400, (len(line), line)
+    for word in words:
+        assert word in line
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    import unet_ray.engine  # noqa: F401  isort: skip  (sets Ray's environment before it is imported)
+    import ray
+
+    monkeypatch.setattr(ray, "init", lambda *a, **k: pytest.fail("a cluster was started"))
+
+
+@pytest.fixture
+def labels(stack: Stack) -> Path:
+    values = np.zeros((3, 64, 72), np.uint8)
+    values[:, ::8] = 255
+    return stack("labels.tif", values)
+
+
+@pytest.fixture
+def augment(call_job: Job, stack: Stack, labels: Path, tmp_path: Path) -> Job:
+    """augment(*flags): the job with good settings but for the flags; a later flag wins."""
+    images = stack("images.tif")
+
+    def call(*flags: object, images: Path = images, labels: Path = labels, cache: object = tmp_path / "c") -> Any:
+        given = ["--images", images, "--labels", labels, "--cache", cache, "--label-kind", "membrane"]
+        return call_job("augment", *given, "--patch-px", "32", *flags)
+
+    return call
+
+
+@pytest.fixture
+def segment(call_job: Job, stack: Stack, model_file: Path, tmp_path: Path) -> Job:
+    """segment(*flags): likewise."""
+    volume = stack("volume.tif")
+
+    def call(
+        *flags: object, volume: Path = volume, model: Path = model_file, output: object = tmp_path / "o.zarr"
+    ) -> Any:
+        return call_job("segment", "--volume", volume, "--model", model, "--output", output, *flags)
+
+    return call
+
+
+def test_augment(augment: Job, stack: Stack, labels: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.tif").write_text("no image at all")
+    whole = (tmp_path / "images.tif").read_bytes()
+    (tmp_path / "cut.tif").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "file").write_text("x")
+    ramp = np.arange(3 * 64 * 72, dtype=np.uint8).reshape(3, 64, 72)
+
+    def refused(*words: str, flags: tuple[str, ...] = (), **given: Any) -> None:
+        assert_refused(augment(*flags, **given), "augment", *words)
+
+    refused("cannot find", "did you mean", images=tmp_path / "image.tif")
+    refused("is not an image", "notes.tif", images=tmp_path / "notes.tif")
+    refused("cut.tif", images=tmp_path / "cut.tif")
+    refused("have shape (2, 64, 72)", "(3, 64, 72)", labels=stack("short.tif", np.zeros((2, 64, 72), np.uint8)))
+    refused("256 different values", "--label-kind instances", labels=stack("ramp.tif", ramp))
+    refused("hold no membrane", labels=stack("empty.tif", np.zeros((3, 64, 72), np.uint8)))
+    refused("asks for section 4", flags=("--validation-sections", "1:5"))
+    refused("4:", "--validation-sections", flags=("--validation-sections", "4:"))
+    refused("no side that a keras network can make", "16 and 32", flags=("--for-preset", "keras", "--patch-px", "30"))
+    refused("--varients", "--variants", flags=("--varients", "3"))
+    refused("variants", "greater than or equal to 1", flags=("--variants", "0"))
+    nan = np.full((3, 64, 72), np.nan, np.float32)
+    refused("NaN", images=stack("nan.tif", nan))
+    refused("file", "cannot be written", cache=tmp_path / "file" / "cache")
+    assert (tmp_path / "file").read_text() == "x"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "photo.jpg").write_text("x")
+    refused("not a patch cache", "photo.jpg", cache=tmp_path / "mine")
+    refused("not a patch cache", "photo.jpg", cache=tmp_path / "mine", flags=("--overwrite",))
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["photo.jpg"]
+
+
+def test_segment(segment: Job, stack: Stack, model_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "foreign.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    (tmp_path / "half.safetensors").write_bytes(model_file.read_bytes()[:5000])
+    (tmp_path / "file").write_text("x")
+    zarr.create_group(str(tmp_path / "other.zarr"))
+    zarr.create_group(str(tmp_path / "empty.zarr"))
+
+    def refused(*words: str, flags: tuple[str, ...] = (), **given: Any) -> None:
+        assert_refused(segment(*flags, **given), "segment", *words)
+
+    refused("cannot find", volume=tmp_path / "no.tif")
+    refused("empty.zarr", volume=tmp_path / "empty.zarr")
+    refused("no model file", model=tmp_path / "no.safetensors")
+    refused("is a folder; give the model.safetensors", model=tmp_path)
+    refused("not a model that unet_ray has saved", model=tmp_path / "foreign.safetensors")
+    refused("half.safetensors", model=tmp_path / "half.safetensors")
+    refused("not a model that unet_ray has saved", model=tmp_path / "volume.tif")
+    refused("not a multiple of the pooling factor 4", "28 and 32", flags=("--tile-px", "30"))
+    refused("asks for section 7", "the volume has 3", flags=("--sections", "1", "5:8"))
+    refused("uint16", "--normalise volume", volume=stack("wide.tif", np.zeros((1, 8, 8), np.uint16)))
+    refused("cannot be written", output=tmp_path / "file")
+    refused("zarr but not a segmentation", output=tmp_path / "other.zarr")
+    refused("threshold", "less than 1", flags=("--threshold", "1.5"))
+    assert not (tmp_path / "o.zarr").exists()
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_evaluate(call_job: Job, stack: Stack, labels: Path, tmp_path: Path) -> None:
+    good = stack("prediction.tif", np.zeros((3, 64, 72), np.uint8))
+    (tmp_path / "file").write_text("x")
+
+    def refused(*words: str, flags: tuple[object, ...] = (), prediction: Path = good, labels: Path = labels) -> None:
+        ended = call_job("evaluate", "--prediction", prediction, "--labels", labels, *flags)
+        assert_refused(ended, "evaluate", *words)
+
+    refused("cannot find", prediction=tmp_path / "no.tif")
+    refused("(2, 64, 72)", "(3, 64, 72)", prediction=stack("short.tif", np.zeros((2, 64, 72), np.uint8)))
+    refused("asks for section 4", flags=("--sections", "4"))
+    refused("cannot be written", flags=("--report", tmp_path / "file" / "report"))
+    refused("--images", flags=("--images", stack("small.tif", np.zeros((3, 8, 8), np.uint8))))
+
+
+def test_train(call_job: Job, tmp_path: Path) -> None:
+    given = ["--cache", tmp_path / "cache", "--run", tmp_path / "run"]
+    assert_refused(call_job("train", *given), "train", "no patch cache", "jobs/augment.py")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "a.txt").write_text("x")
+    assert_refused(call_job("train", *given), "train", "not a patch cache")
+    assert_refused(call_job("train", "--run", "r"), "train", "--cache")
+
+
+def test_pipeline(call_job: Job, stack: Stack, labels: Path, tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+
+    def refused(*words: str, flags: tuple[object, ...] = ()) -> None:
+        assert_refused(call_job("pipeline", "--config", config, "--output", tmp_path / "p", *flags), "pipeline", *words)
+
+    config.write_text("augment:\n  variant: 3\n")
+    refused("unknown key augment.variant", "variants")
+    config.write_text("augment: [1\n")
+    refused("is not YAML")
+    config.write_text("- a\n")
+    refused("holds a list")
+    config.write_text("train:\n  epochs: many\n")
+    refused("epochs", "many")
+    config.write_text("{}\n")
+    refused("--images and --labels go together", flags=("--images", labels))
+    refused("no sections are set apart", flags=("--images", stack("i.tif"), "--labels", labels))
+    assert_refused(call_job("pipeline", "--config", tmp_path / "no.yaml"), "pipeline", "cannot be read")
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "flags", "words"),
+    [
+        ("augment", ["--images", "no.tif", "--labels", "no.tif", "--cache", "c"], ["cannot find no.tif"]),
+        ("segment", ["--volume", "MODEL", "--model", "MODEL", "--output", "o.zarr"], ["is not an image"]),
+        ("segment", ["--volume", "STACK", "--model", "STACK", "--output", "o.zarr"], ["is not a model"]),
+        ("segment", ["--volume", "STACK", "--model", "MODEL", "--output", "STACK"], ["cannot be written"]),
+        ("evaluate", ["--prediction", "STACK", "--labels", "STACK", "--sections", "9"], ["asks for section 9"]),
+        ("train", ["--cache", "no", "--run", "r", "--epocs", "3"], ["--epocs", "--epochs"]),
+        ("pipeline", ["--config", "no.yaml"], ["no.yaml cannot be read"]),
+    ],
+)
+def test_processes(job: str, flags: list[str], words: list[str], run_job: Job, stack: Stack, model_file: Path) -> None:
+    named = {"MODEL": str(model_file), "STACK": str(stack("stack.tif"))}
+    ended = run_job(job, *(named.get(flag, flag) for flag in flags), RAY_ADDRESS=NO_CLUSTER)
+    assert_refused(ended, job, *words)

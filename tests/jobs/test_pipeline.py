@@ -1,0 +1,86 @@
+"""The whole path as a user takes it: one command, a small phantom, and the same command again."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import tifffile
+
+from unet_ray.storage.volume import open_volume
+
+SUMMARIES = {
+    "augment": "patches patches_written patches_skipped patches_per_second",
+    "train": "epochs steps samples_per_second best_validation_loss best_epoch model",
+    "segment": "voxels voxels_per_second blocks blocks_written blocks_skipped blocks_failed model_seconds "
+    "seam_max_abs_diff mask_change_share output peak_worker_rss_bytes",
+    "evaluate": "v_rand v_info v_rand_threshold v_info_threshold v_rand_unthinned v_info_unthinned rand_error "
+    "pixel_error pixel_mismatch adapted_rand_error warping_error dice",
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        f"""
+        output: {tmp_path / "run"}
+        tiff: {tmp_path / "mask.tif"}
+        phantom: {{shape: [6, 128, 128]}}
+        augment:
+          label_kind: membrane
+          variants: 2
+          patch_px: 64
+          validation_sections: [1]
+          exclude_sections: [4]
+        train: {{base_channels: 2, depth: 3, epochs: 1, precision: float32}}
+        segment: {{tile_px: 64, precision: float32}}
+        """
+    )
+    return path
+
+
+def test_end_to_end(config: Path, tmp_path: Path, run_job: Callable[..., Any]) -> None:
+    ended = run_job("pipeline", "--config", config)
+    assert ended.code == 0, ended.err
+    summary = json.loads(ended.out.splitlines()[-1])
+    assert "Traceback" not in ended.err
+    assert {"status", "seconds", "startup_seconds", "report", *SUMMARIES} <= set(summary)
+    for stage, keys in SUMMARIES.items():
+        assert {"status", "seconds", "startup_seconds", *keys.split()} <= set(summary[stage]), stage
+        assert summary[stage]["status"] == summary["status"] == "complete"
+    assert (summary["augment"]["patches"], summary["augment"]["patches_written"]) == (8, 8)
+    assert (summary["train"]["epochs"], summary["train"]["steps"]) == (1, 2)
+    assert summary["segment"]["voxels"] == 6 * 128 * 128
+    assert summary["segment"]["blocks_written"] == summary["segment"]["blocks"] > 1
+    assert summary["evaluate"]["sections"] == [4]
+
+    run = tmp_path / "run"
+    for name in ("model.safetensors", "metrics.jsonl", "curves.png"):
+        assert (run / "run" / name).stat().st_size > 0, name
+    assert summary["train"]["model"] == str(run / "run" / "model.safetensors")
+    assert open_volume(summary["segment"]["output"]).shape == (6, 128, 128)
+    mask = tifffile.imread(tmp_path / "mask.tif")
+    assert mask.shape == (6, 128, 128)
+    assert set(np.unique(mask)) <= {0, 255}
+    metrics = json.loads((Path(summary["report"]) / "metrics.json").read_text())
+    assert metrics["v_rand"] == summary["evaluate"]["v_rand"]
+    for picture in (Path(summary["report"]) / "sections.png", run / "run" / "curves.png"):
+        pixels = matplotlib.image.imread(picture)
+        assert min(pixels.shape[:2]) > 50
+        assert pixels.std() > 0
+
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("c/**/*") if path.is_file()}
+    assert len(before) > 20
+    again = run_job("pipeline", "--config", config)
+    assert again.code == 0, again.err
+    repeated = json.loads(again.out.splitlines()[-1])
+    assert (repeated["augment"]["patches_written"], repeated["segment"]["blocks_written"]) == (0, 0)
+    assert "nothing to do" in repeated["augment"]["note"]
+    assert "nothing to do" in repeated["train"]["note"]
+    assert repeated["evaluate"]["v_rand"] == summary["evaluate"]["v_rand"]
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("c/**/*") if path.is_file()} == before
+    assert repeated["seconds"] < summary["seconds"]

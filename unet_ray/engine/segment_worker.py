@@ -1,0 +1,141 @@
+"""What an actor of a segmentation does: read a block, predict its tiles, write it; and the probe before."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import torch
+
+from unet_ray.config.network import layers
+from unet_ray.engine.seam_probe import SeamCertificate, probe
+from unet_ray.engine.segment_plan import probe_box
+from unet_ray.geometry.box import Box
+from unet_ray.geometry.receptive_field import margin_px, pooling_factor
+from unet_ray.network.model_file import decode
+from unet_ray.network.predict import Precision, Predictor, hardware_precision
+from unet_ray.numerics.intensity import IntensityMap
+from unet_ray.storage.segmentation import Segmentation, SegmentationLayout
+from unet_ray.storage.volume import Volume
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that an actor needs to segment any block."""
+
+    volume: Volume
+    model: bytes
+    intensity: IntensityMap
+    output: Segmentation
+    layout: SegmentationLayout
+    threshold: float
+    threads: int
+    use_gpu: bool
+
+    @property
+    def crop(self) -> int:
+        """Pixels between the edge of a network's output and its tile: halo - margin."""
+        config = decode(self.model)[0]
+        return self.layout.blocks.tiles.halo[1] - margin_px(layers(config))
+
+    def read(self, box: Box) -> npt.NDArray[np.uint8]:
+        """Grey values of a box, mirrored outside the volume."""
+        return self.intensity.apply(self.volume.read(box))
+
+    def predictor(self, precision: Precision) -> Predictor:
+        """The model on this worker's device."""
+        torch.set_num_threads(self.threads)
+        config, state, _ = decode(self.model)
+        return Predictor(config, state, "cuda" if self.use_gpu else "cpu", precision)
+
+
+class SegmentWorker:
+    """Reads, predicts and writes blocks; each tile is one forward pass of the same shape."""
+
+    def __init__(self, job: Job, precision: Precision) -> None:
+        self.job, self.precision, self.crop = job, precision, job.crop
+
+    @classmethod
+    def in_actor(cls, job: "ray.ObjectRef[Job]", precision: Precision) -> "SegmentWorker":
+        """A worker whose job, with the model, is taken from the object store once per node."""
+        return cls(ray.get(job), precision)
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The model, loaded when the first block is computed."""
+        return self.job.predictor(self.precision)
+
+    def is_done(self, block: int) -> bool:
+        """Whether the block's record is there."""
+        return self.job.output.is_done(self.job.layout.blocks, block)
+
+    def read(self, block: int) -> npt.NDArray[np.uint8]:
+        """Grey values of all that the block's tiles read."""
+        blocks = self.job.layout.blocks
+        return self.job.read(blocks.shard_box(block).grow(blocks.tiles.halo))
+
+    def compute(self, block: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Membrane probability of the block, 0..255 = 0..1, clipped to the volume."""
+        blocks = self.job.layout.blocks
+        whole = blocks.write_box(block)
+        origin = blocks.shard_box(block).grow(blocks.tiles.halo).start
+        found = np.empty(whole.shape, np.uint8)
+        for tile in blocks.tiles_of(block):
+            write = blocks.tiles.write_box(tile)
+            window = data[blocks.tiles.read_box(tile).relative_to(origin).slices]
+            probability = self.predictor(np.ascontiguousarray(window[None]))[0]
+            _, height, width = write.shape
+            inside = probability[self.crop : self.crop + height, self.crop : self.crop + width]
+            found[write.relative_to(whole.start).slices] = np.rint(inside * 255)
+        return found
+
+    def write(self, block: int, result: npt.NDArray[np.uint8]) -> int:
+        """Put the block; returns its voxels."""
+        self.job.output.put(self.job.layout, block, result, self.job.threshold)
+        return result.size
+
+
+class MaskWorker:
+    """Makes the mask of blocks whose probability is there: after a new threshold or a repair."""
+
+    def __init__(self, output: Segmentation, layout: SegmentationLayout, threshold: float) -> None:
+        self.output, self.layout, self.threshold = output, layout, threshold
+
+    def is_done(self, block: int) -> bool:
+        """Never: a mask costs less to write than to ask for."""
+        return False
+
+    def read(self, block: int) -> npt.NDArray[np.uint8]:
+        """Stored probability."""
+        return self.output.read_block(self.layout, block)
+
+    def compute(self, block: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """The same; the mask is taken from it when it is put."""
+        return data
+
+    def write(self, block: int, result: npt.NDArray[np.uint8]) -> int:
+        """Put the mask; returns its voxels."""
+        self.output.put_mask(self.layout, block, result, self.threshold)
+        return result.size
+
+
+def probe_on_worker(job: Job, asked: str) -> tuple[SeamCertificate, str]:
+    """Precision and seam certificate of a job, and the hardware that they were found on."""
+    device = "cuda" if job.use_gpu else "cpu"
+    wanted: Precision = hardware_precision(device) if asked == "auto" else asked  # type: ignore[assignment]
+    predictors: dict[Precision, Predictor] = {}
+
+    def predict(precision: Precision, window: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        if precision not in predictors:
+            predictors[precision] = job.predictor(precision)
+        return predictors[precision](np.ascontiguousarray(window))
+
+    tiles = job.layout.blocks.tiles
+    box = probe_box(tiles, pooling_factor(layers(decode(job.model)[0])))
+    certificate = probe(
+        predict, job.read, tiles, box, crop=job.crop, threshold=job.threshold, precision=wanted,
+        may_fall_back=asked == "auto",
+    )  # fmt: skip
+    name = torch.cuda.get_device_name() if job.use_gpu else torch.backends.cpu.get_cpu_capability()
+    return certificate, f"{name}, torch {torch.__version__}"
