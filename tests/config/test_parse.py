@@ -6,7 +6,7 @@ import yaml
 from unet_ray.config.augment import AugmentConfig
 from unet_ray.config.evaluate import EvaluateConfig
 from unet_ray.config.parse import parse, to_yaml
-from unet_ray.config.pipeline import DEMO_AUGMENT, PipelineConfig
+from unet_ray.config.pipeline import DEMO_AUGMENT, DEMO_TRAIN, PipelineConfig
 from unet_ray.config.recipe import RECIPES
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.config.train import PRESET_TRAINING, TrainConfig
@@ -104,7 +104,7 @@ def test_the_pipelines_patches_are_made_for_its_network():
 def test_the_demo_is_the_pipeline_without_data():
     demo = parse(PipelineConfig, [], "pipeline")
     assert {key: getattr(demo.augment, key) for key in DEMO_AUGMENT} == DEMO_AUGMENT
-    assert (demo.train.base_channels, demo.train.epochs) == (8, 2)
+    assert {key: getattr(demo.train, key) for key in DEMO_TRAIN} == DEMO_TRAIN
     assert parse(PipelineConfig, ["--train.epochs", "5"], "pipeline").train.epochs == 5
     real = parse(PipelineConfig, ["--images", "i.tif", "--labels", "l.tif"], "pipeline")
     assert (real.augment.label_kind, real.train.base_channels, real.train.epochs) == ("interior", None, 10)

@@ -47,6 +47,8 @@ class SegmentConfig(SegmentSettings):
     """CPUs of each actor; None: up to 4, resolved once and stored in the output."""
     use_gpu: bool = False
     """One GPU per actor."""
+    accept_changed_volume: bool = False
+    """Continue the output although the volume's files have changed, as after mending a damaged chunk."""
     verify: bool = False
     """Check every shard's checksums first; what fails is renamed *.damaged and made again."""
     overwrite: bool = False

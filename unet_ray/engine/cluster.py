@@ -69,7 +69,9 @@ def _quiet_start() -> Iterator[None]:
         kept = os.dup(2)
         os.dup2(said.fileno(), 2)
         try:
-            yield
+            # Ours still come out: an interrupt may fall into this time.
+            with open(kept, "w", buffering=1, closefd=False) as stderr, contextlib.redirect_stderr(stderr):
+                yield
         except BaseException:
             said.seek(0)
             os.write(kept, said.read())

@@ -56,12 +56,14 @@ def segment(config: SegmentConfig) -> Summary:
     intensity = _intensity(config, volume, metadata)
     asked = {
         "format_version": FORMAT_VERSION,
+        "shape": list(volume.shape),
         "volume": volume.identity(),
         "model": digest(model),
         "intensity": intensity.model_dump(),
         **{key: value for key in ("tile_px", "precision") if (value := getattr(config, key)) != "auto"},
     }
-    stored = None if config.overwrite else output.refuse_other(asked)
+    expected = asked.keys() - ({"volume"} if config.accept_changed_volume else set())
+    stored = None if config.overwrite else output.refuse_other({key: asked[key] for key in expected})
     side = config.tile_px if stored is None else stored["made_with"]["tile_px"]
     tile_px = resolve_tile_px(side, volume.shape, network)
     layout = layout_for(volume.shape, tile_px, network, _voxel_size(config, volume, metadata))
@@ -75,6 +77,9 @@ def segment(config: SegmentConfig) -> Summary:
     if stored is not None and stored["threshold"] != config.threshold:
         output.drop_masks()
         stored = stored | {"threshold": config.threshold}
+        output.set_attributes(stored)
+    if stored is not None and config.accept_changed_volume:
+        stored = stored | {"made_with": stored["made_with"] | {"volume": asked["volume"]}}
         output.set_attributes(stored)
     done = output.done(layout.blocks)
     skipped = sum(block in done for block in chosen)

@@ -117,8 +117,7 @@ def _check_two_values(known: NDArray[Any], kind: str, name: str) -> None:
     meaning = f"label kind '{kind}' means two, 0 for {dark} and one bright value for {bright}"
     if known.size > 2:
         raise LabelError(
-            f"{name} hold {known.size} different values, but {meaning}; "
-            "for ids use --label-kind instances, for class indices --label-kind classes"
+            f"{name} hold {known.size} different values, but {meaning}; for ids use --label-kind instances"
         )
     _check_not_negative(known, name)
     if known.size == 2 and known[0] != 0:

@@ -107,9 +107,10 @@ class Segmentation:
             return None
         differing = differences({key: stored["made_with"].get(key) for key in asked}, asked)
         if differing:
-            raise OutputMismatchError(
-                f"output {self.path} was made with {', '.join(differing)}; choose a new path or pass --overwrite"
-            )
+            advice = "choose a new path or pass --overwrite"
+            if all(phrase.startswith("volume.") for phrase in differing):
+                advice = f"{advice}, or --accept-changed-volume where the volume was only mended"
+            raise OutputMismatchError(f"output {self.path} was made with {', '.join(differing)}; {advice}")
         return stored
 
     def create(self, layout: SegmentationLayout, attributes: Mapping[str, Any]) -> None:
