@@ -11,7 +11,7 @@ import zarr
 from unet_ray.errors import CacheMismatchError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.storage.fingerprint import differences, fingerprint
-from unet_ray.storage.objects import Objects, absolute, open_objects
+from unet_ray.storage.owned_group import OwnedGroup
 from unet_ray.storage.shards import (
     ArraySpec,
     ShardCodec,
@@ -19,7 +19,6 @@ from unet_ray.storage.shards import (
     put_array,
     put_group,
     put_shard,
-    read_document,
     set_aside_damaged,
     shard_key,
 )
@@ -106,37 +105,17 @@ class CachePlan:
         return range(first, min(first + self.patches_per_shard, self.patches))
 
 
-class PatchCache:
+class PatchCache(OwnedGroup):
     """A patch cache at a local path or URL."""
 
+    noun = "patch cache"
+    attribute = ATTRIBUTE
+    foreign_error = VolumeError
+
     def __init__(self, path: str) -> None:
-        self.path = absolute(path)
-        self.objects: Objects = open_objects(path)
+        super().__init__(path)
         self._arrays: dict[str, Any] = {}
         self._codecs: dict[tuple[str, str], ShardCodec] = {}
-
-    def __reduce__(self) -> tuple[type["PatchCache"], tuple[str]]:
-        return PatchCache, (self.path,)
-
-    def attributes(self) -> dict[str, Any] | None:
-        """What the cache says of itself, or None where there is no cache.
-
-        Raises:
-            VolumeError: something else is at the path.
-        """
-        document = read_document(self.objects)
-        if document is None:
-            foreign = next(iter(self.objects.list()), None)
-            if foreign is not None:
-                raise VolumeError(
-                    f"{self.path} is not a patch cache (it holds {foreign.key}); give a new path or one that "
-                    "jobs/augment.py wrote"
-                )
-            return None
-        found = document.get("attributes", {}).get(ATTRIBUTE)
-        if not isinstance(found, dict):
-            raise VolumeError(f"{self.path} is zarr but not a patch cache; give a path that jobs/augment.py wrote")
-        return found
 
     def require(self) -> dict[str, Any]:
         """Attributes of a cache that has to be there.
@@ -200,19 +179,6 @@ class PatchCache:
     def is_done(self, split: str, shard: int) -> bool:
         """Whether the record of one shard is there, with at least one byte."""
         return bool(self.objects.size(self._record_key(split, shard)))
-
-    def overwrite(self) -> None:
-        """Remove the cache, if there is one; its metadata go last, so that what is left is still known as ours.
-
-        Raises:
-            VolumeError: something else is at the path.
-        """
-        if self.attributes() is None:
-            return
-        for info in list(self.objects.list()):
-            if info.key != "zarr.json":
-                self.objects.delete(info.key)
-        self.objects.delete("zarr.json")
 
     def done(self, split: str, plan: CachePlan) -> BlockSet:
         """Shards of a split whose record is there."""

@@ -13,8 +13,8 @@ from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import triple
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.storage.fingerprint import differences
-from unet_ray.storage.objects import absolute, open_objects
 from unet_ray.storage.ome_image import AXES, VERSION, ome_image
+from unet_ray.storage.owned_group import OwnedGroup
 from unet_ray.storage.shards import (
     ArraySpec,
     ShardCodec,
@@ -63,35 +63,15 @@ class SegmentationLayout:
         return ArraySpec(self.blocks.tiles.volume, self.blocks.shard, self.chunk, "uint8", AXES)
 
 
-class Segmentation:
+class Segmentation(OwnedGroup):
     """A segmentation at a local path or URL."""
 
+    noun = "segmentation"
+    attribute = ATTRIBUTE
+
     def __init__(self, path: str) -> None:
-        self.path = absolute(path)
-        self.objects = open_objects(path)
+        super().__init__(path)
         self._codec: ShardCodec | None = None
-
-    def __reduce__(self) -> tuple[type["Segmentation"], tuple[str]]:
-        return Segmentation, (self.path,)
-
-    def attributes(self) -> dict[str, Any] | None:
-        """What the output says of itself, or None where there is nothing.
-
-        Raises:
-            OutputMismatchError: something else is at the path.
-        """
-        document = read_document(self.objects)
-        if document is None:
-            foreign = next(iter(self.objects.list()), None)
-            if foreign is not None:
-                raise OutputMismatchError(
-                    f"{self.path} is not a segmentation (it holds {foreign.key}); choose a new path"
-                )
-            return None
-        found = document.get("attributes", {}).get(ATTRIBUTE)
-        if not isinstance(found, dict):
-            raise OutputMismatchError(f"{self.path} is zarr but not a segmentation of ours; choose a new path")
-        return found
 
     def refuse_other(self, asked: Mapping[str, Any]) -> dict[str, Any] | None:
         """Attributes of an output that ``asked`` continues, None where there is no output yet.
@@ -145,15 +125,6 @@ class Segmentation:
         assert document is not None
         document["attributes"][ATTRIBUTE] = dict(attributes)
         self.objects.put("zarr.json", json.dumps(document, indent=1).encode())
-
-    def overwrite(self) -> None:
-        """Remove the output, if there is one; its root goes last, so that what is left is known as ours."""
-        if self.attributes() is None:
-            return
-        for info in list(self.objects.list()):
-            if info.key != "zarr.json":
-                self.objects.delete(info.key)
-        self.objects.delete("zarr.json")
 
     def done(self, blocks: BlockGrid, array: str = LEVEL) -> BlockSet:
         """Blocks whose shard of ``array`` is there."""
