@@ -65,6 +65,8 @@ def _interruptible(program: str) -> Iterator[None]:
             forced.append(threading.Timer(WIND_UP_SECONDS, os._exit, [INTERRUPTED]))
             forced[0].daemon = True
             forced[0].start()
+            # Raised inside a callback of Python's own, it is swallowed there and only printed; the timer remains.
+            sys.unraisablehook = lambda unraisable: None
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
@@ -78,3 +80,4 @@ def _interruptible(program: str) -> Iterator[None]:
             signal.signal(number, handler)
         for timer in forced:
             timer.cancel()
+        sys.unraisablehook = sys.__unraisablehook__

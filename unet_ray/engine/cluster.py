@@ -72,7 +72,7 @@ def _quiet_start() -> Iterator[None]:
             # Ours still come out: an interrupt may fall into this time.
             with open(kept, "w", buffering=1, closefd=False) as stderr, contextlib.redirect_stderr(stderr):
                 yield
-        except BaseException:
+        except Exception:
             said.seek(0)
             os.write(kept, said.read())
             raise
