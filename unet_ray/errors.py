@@ -17,22 +17,12 @@ class InputError(UnetRayError):
     exit_code = 2
 
 
-class IncompleteError(UnetRayError):
-    """The run finished but something is missing; the same command again does only that: exit code 3."""
-
-    exit_code = 3
-
-
 class ConfigError(InputError):
     """A flag, a key of the YAML file or a value of one is wrong."""
 
 
 class TileGridError(InputError):
     """Tiles, halo or patch sides do not fit the network or the volume."""
-
-
-class AlignmentError(InputError):
-    """Two blocks would write into one shard."""
 
 
 class VolumeError(InputError):
