@@ -15,8 +15,9 @@ import tifffile
 
 from unet_ray.config.augment import AugmentConfig
 from unet_ray.config.recipe import RECIPES, Recipe
-from unet_ray.engine import augment as engine
-from unet_ray.engine.augment import PICTURE, AugmentWorker, augment
+from unet_ray.engine.augment import PICTURE, augment
+from unet_ray.engine.augment_plan import prepare
+from unet_ray.engine.augment_worker import AugmentWorker
 from unet_ray.errors import CacheMismatchError, ConfigError, LabelError, VolumeError
 from unet_ray.geometry.box import Box
 from unet_ray.numerics.phantom import phantom_block
@@ -63,10 +64,10 @@ def asked(folder: Path, write_zarr: Callable[..., str]) -> dict[str, Any]:
 def by_plain_loop(asked: dict[str, Any], path: Path) -> PatchCache:
     """The cache made block by block in this process."""
     cache = PatchCache(str(path))
-    recipe, made_with = engine._prepare(AugmentConfig(**asked, cache=str(path)))
-    cache.create_or_extend(recipe.plan, made_with)
-    worker = AugmentWorker(cache, recipe)
-    for block in range(recipe.plan.validation + recipe.plan.shards):
+    plan, made_with = prepare(AugmentConfig(**asked, cache=str(path)))
+    cache.create_or_extend(plan.cache, made_with)
+    worker = AugmentWorker(cache, plan)
+    for block in range(plan.cache.validation + plan.cache.shards):
         worker.write(block, worker.compute(block, worker.read(block)))
     return cache
 
@@ -178,7 +179,7 @@ def test_finished_cache_starts_no_cluster(
     monkeypatch: pytest.MonkeyPatch,
     shards: Callable[..., dict[str, Any]],
 ) -> None:
-    monkeypatch.setattr(engine, "cluster", lambda: pytest.fail("a cluster was started"))
+    monkeypatch.setattr("unet_ray.engine.augment.cluster", lambda: pytest.fail("a cluster was started"))
     before = shards(cache)
     summary = augment(AugmentConfig(**asked, cache=str(cache)))
     assert (summary["status"], summary["patches_written"], summary["patches_skipped"]) == ("complete", 0, PATCHES)
@@ -228,8 +229,8 @@ def test_held_out_sections_are_in_no_patch(tmp_path: Path, write_zarr: Callable[
         "exclude_sections": ("4",),
     }
     cache = by_plain_loop(asked, tmp_path / "cache")
-    recipe, _ = engine._prepare(AugmentConfig(**asked, cache=str(tmp_path / "cache")))
-    drawn = [recipe.drawn(patch) for patch in range(recipe.plan.patches)]
+    plan, _ = prepare(AugmentConfig(**asked, cache=str(tmp_path / "cache")))
+    drawn = [plan.drawn(patch) for patch in range(plan.cache.patches)]
     counted = [d.section + (0, 6)[d.stack] for d in drawn]
     assert sorted(counted) == sorted(3 * [0, 2, 3, 5, 6, 8])
     for number, section in enumerate(counted):
