@@ -50,10 +50,12 @@ class AugmentSettings(Config):
 class AugmentConfig(AugmentSettings):
     """Make augmented, tiled image/label/weight patches from labelled sections, into a zarr patch cache."""
 
-    images: tuple[str, ...]
-    """Image stacks: TIFF, folder or glob of images, zarr, OME-Zarr; paths or URLs."""
-    labels: tuple[str, ...]
+    images: tuple[str, ...] = ()
+    """Image stacks: TIFF, folder or glob of images, zarr, OME-Zarr; paths or URLs. Only --replay can do without."""
+    labels: tuple[str, ...] = ()
     """Label stacks, one per image stack, of the same shape."""
+    ignore_masks: tuple[str, ...] = ()
+    """Mask stacks, one per image stack; pixels above 0 weigh nothing in training."""
     cache: str
     """Patch cache to write, a path or URL."""
     workers: Annotated[int, Field(ge=1)] | None = None
@@ -64,3 +66,7 @@ class AugmentConfig(AugmentSettings):
     """Remove the cache and start anew."""
     verify: bool = False
     """Check every shard's checksums first; what fails is made again."""
+    replay: tuple[int, int] | None = None
+    """Make one patch of the cache again, alone: its section (counted through all stacks) and variant; nothing else is done."""
+    out: str | None = None
+    """TIFF that --replay writes: image, label and weight."""
