@@ -121,22 +121,25 @@ def _interpolate(
     y_first: NDArray[np.int64], y_taps: NDArray[np.float32],
     x_first: NDArray[np.int64], x_taps: NDArray[np.float32],
 ) -> NDArray[np.float32]:  # fmt: skip
-    """Each value from 4 x 4 lattice points, of which the first is at (y_first, x_first)."""
-    planes, _, columns = lattice.shape
+    """Each value from 4 x 4 lattice points, of which the first is at (y_first, x_first).
+
+    Along x first, for the lattice's few rows; what is left per pixel goes along whole rows, many at a time.
+    """
+    planes, rows, _ = lattice.shape
     out = np.empty((planes, y_first.size, x_first.size), np.float32)
-    row = np.empty(columns, np.float32)
+    wide = np.empty((rows, x_first.size), np.float32)
     for p in range(planes):
-        for i in range(y_first.size):
-            y = y_first[i]
-            for x in range(columns):
-                row[x] = (
-                    y_taps[0, i] * lattice[p, y, x] + y_taps[1, i] * lattice[p, y + 1, x]
-                    + y_taps[2, i] * lattice[p, y + 2, x] + y_taps[3, i] * lattice[p, y + 3, x]
-                )  # fmt: skip
+        for y in range(rows):
             for j in range(x_first.size):
                 x = x_first[j]
-                out[p, i, j] = (
-                    x_taps[0, j] * row[x] + x_taps[1, j] * row[x + 1]
-                    + x_taps[2, j] * row[x + 2] + x_taps[3, j] * row[x + 3]
+                wide[y, j] = (
+                    x_taps[0, j] * lattice[p, y, x] + x_taps[1, j] * lattice[p, y, x + 1]
+                    + x_taps[2, j] * lattice[p, y, x + 2] + x_taps[3, j] * lattice[p, y, x + 3]
                 )  # fmt: skip
+        for i in range(y_first.size):
+            y = y_first[i]
+            first, second, third, fourth = y_taps[0, i], y_taps[1, i], y_taps[2, i], y_taps[3, i]
+            a, b, c, d, row = wide[y], wide[y + 1], wide[y + 2], wide[y + 3], out[p, i]
+            for j in range(x_first.size):
+                row[j] = first * a[j] + second * b[j] + third * c[j] + fourth * d[j]
     return out

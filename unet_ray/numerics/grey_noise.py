@@ -48,15 +48,19 @@ def _fill_normal(out: NDArray[np.float32], table: NDArray[np.float32], key: int,
 @compiled
 def _finish_normal(
     grey: NDArray[np.float32], out: NDArray[np.uint8], table: NDArray[np.float32],
-    sd: float, key: int, origin: int,
+    sd: float, shot: float, key: int, origin: int,
 ) -> None:  # fmt: skip
     bits = np.empty(grey.shape[2], np.uint64)
-    scale = np.float32(sd)
+    scales = np.full(grey.shape[2], np.float32(sd))
+    variance, gain = np.float32(sd * sd), np.float32(shot)
     for plane in range(grey.shape[0]):
         for y in range(grey.shape[1]):
             _fill_bits(bits, key, plane, origin + y, origin)
+            if shot:
+                for x in range(grey.shape[2]):
+                    scales[x] = np.sqrt(variance + gain * max(grey[plane, y, x], np.float32(0)))
             for x in range(grey.shape[2]):
-                value = grey[plane, y, x] + scale * table[bits[x] >> np.uint64(64 - _NORMAL_BITS)]
+                value = grey[plane, y, x] + scales[x] * table[bits[x] >> np.uint64(64 - _NORMAL_BITS)]
                 out[plane, y, x] = np.uint8(min(max(value + np.float32(0.5), np.float32(0)), np.float32(255)))
 
 
@@ -96,17 +100,21 @@ def normal(shape: tuple[int, int], *, key: int, plane: int = 0, start: tuple[int
     return out
 
 
-def add_gaussian(grey: NDArray[np.float32], *, sd: float, key: int, origin: int = 0) -> NDArray[np.uint8]:
-    """``grey`` (c, y, x) plus Gaussian noise, rounded half up and clipped to uint8; sd 0 only rounds.
+def add_gaussian(
+    grey: NDArray[np.float32], *, sd: float, shot: float = 0.0, key: int, origin: int = 0
+) -> NDArray[np.uint8]:
+    """``grey`` (c, y, x) plus Gaussian noise, rounded half up and clipped to uint8; sd 0 and shot 0 only round.
 
     Args:
         grey: grey levels.
-        sd: standard deviation, grey levels.
+        sd: standard deviation of what does not depend on the grey level, grey levels.
+        shot: variance per grey level of what does, as of counted electrons: at the numbers of electrons that
+            make an image, a Poisson distribution is a Gaussian one.
         key: the stream.
         origin: place, in y and in x, of the first pixel.
     """
     out = np.empty(grey.shape, np.uint8)
-    _finish_normal(grey, out, _NORMAL, sd, key, origin)
+    _finish_normal(grey, out, _NORMAL, sd, shot, key, origin)
     return out
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from unet_ray.numerics.compiled import compiled
@@ -80,25 +81,58 @@ def sample_nearest(labels: NDArray[Value], field: Field) -> NDArray[Value]:
 @compiled
 def _affine(displacement: NDArray[np.float32], matrix: NDArray[np.float64]) -> NDArray[np.float32]:
     side = displacement.shape[1]
-    middle = (side - 1) / 2
-    yy, yx, xy, xx = matrix[0, 0], matrix[0, 1], matrix[1, 0], matrix[1, 1]
+    middle = np.float32((side - 1) / 2)
+    yy, yx = np.float32(matrix[0, 0]), np.float32(matrix[0, 1])
+    xy, xx = np.float32(matrix[1, 0]), np.float32(matrix[1, 1])
     out = np.empty(displacement.shape, np.float32)
     for i in range(side):
+        down, right = displacement[0, i], displacement[1, i]
+        below, beside = out[0, i], out[1, i]
+        row = np.float32(i) - middle
         for j in range(side):
-            y = i - middle + displacement[0, i, j]
-            x = j - middle + displacement[1, i, j]
-            out[0, i, j] = yy * y + yx * x
-            out[1, i, j] = xy * y + xx * x
+            y = row + down[j]
+            x = np.float32(j) - middle + right[j]
+            below[j] = yy * y + yx * x
+            beside[j] = xy * y + xx * x
     return out
 
 
+# Inlined, so that the loops over a row below are turned into vector instructions.
+@njit(inline="always")
+def _fold(index: np.int32, side: np.int32) -> np.uint32:
+    """The mirrored index, where one reflection is enough; unsigned, as Numba counts negative ones from the end."""
+    last = side - np.int32(1)
+    return np.uint32(last - abs(last - abs(index)))
+
+
 @compiled
-def _mirror(index: int, side: int) -> int:
-    if side == 1:
-        return 0
-    period = 2 * (side - 1)
-    index %= period
-    return index if index < side else period - index
+def _mirror_row(places: NDArray[np.int32], side: int, ahead: int, out: NDArray[np.uint32]) -> None:
+    """Mirrored indices of ``places + ahead``, whole numbers on any side of the section."""
+    least, most = places[0], places[0]
+    for j in range(places.size):
+        least, most = min(least, places[j]), max(most, places[j])
+    if least + ahead > -side and most + ahead < 2 * side - 1:
+        for j in range(places.size):
+            out[j] = _fold(places[j] + np.int32(ahead), np.int32(side))
+        return
+    period = max(2 * (side - 1), 1)
+    for j in range(places.size):
+        index = (places[j] + ahead) % period
+        out[j] = min(index, period - index) if side > 1 else 0
+
+
+@compiled
+def _floor_row(
+    offsets: NDArray[np.float32], start: float, places: NDArray[np.int32], rest: NDArray[np.float32]
+) -> None:
+    """Whole pixels of ``start + offsets``, and how far beyond them, 0 to 1."""
+    whole = np.floor(start)
+    base, fraction = np.int32(whole), np.float32(start - whole)  # apart: float32 would blur large sections
+    for j in range(places.size):
+        place = fraction + offsets[j]
+        below = np.floor(place)
+        rest[j] = place - below
+        places[j] = np.int32(below) + base
 
 
 @compiled
@@ -109,21 +143,29 @@ def _linear(
     channels, height, width = image.shape
     side = offsets.shape[1] - 2 * rim
     out = np.empty((channels, side, side), np.float32)
+    y, x = np.empty(side, np.int32), np.empty(side, np.int32)
+    ty, tx = np.empty(side, np.float32), np.empty(side, np.float32)
+    y0, y1 = np.empty(side, np.uint32), np.empty(side, np.uint32)
+    x0, x1 = np.empty(side, np.uint32), np.empty(side, np.uint32)
+    # The four neighbours, gathered first: gathering goes one by one, blending many at a time.
+    a, b = np.empty(side, np.float32), np.empty(side, np.float32)
+    c, d = np.empty(side, np.float32), np.empty(side, np.float32)
     for i in range(side):
-        for j in range(side):
-            y, x = cy + offsets[0, i + rim, j + rim], cx + offsets[1, i + rim, j + rim]
-            fy, fx = np.floor(y), np.floor(x)
-            ty, tx = np.float32(y - fy), np.float32(x - fx)
-            y0, x0 = int(fy), int(fx)
-            y1, x1 = y0 + 1, x0 + 1
-            if y0 < 0 or x0 < 0 or y1 >= height or x1 >= width:
-                y0, y1 = _mirror(y0, height), _mirror(y1, height)
-                x0, x1 = _mirror(x0, width), _mirror(x1, width)
-            sy, sx = np.float32(1) - ty, np.float32(1) - tx
-            for c in range(channels):
-                upper = levels[image[c, y0, x0]] * sx + levels[image[c, y0, x1]] * tx
-                lower = levels[image[c, y1, x0]] * sx + levels[image[c, y1, x1]] * tx
-                out[c, i, j] = upper * sy + lower * ty
+        _floor_row(offsets[0, i + rim, rim : rim + side], cy, y, ty)
+        _floor_row(offsets[1, i + rim, rim : rim + side], cx, x, tx)
+        _mirror_row(y, height, 0, y0)
+        _mirror_row(y, height, 1, y1)
+        _mirror_row(x, width, 0, x0)
+        _mirror_row(x, width, 1, x1)
+        for channel in range(channels):
+            for j in range(side):
+                a[j], b[j] = levels[image[channel, y0[j], x0[j]]], levels[image[channel, y0[j], x1[j]]]
+                c[j], d[j] = levels[image[channel, y1[j], x0[j]]], levels[image[channel, y1[j], x1[j]]]
+            row = out[channel, i]
+            for j in range(side):
+                upper = a[j] + (b[j] - a[j]) * tx[j]
+                lower = c[j] + (d[j] - c[j]) * tx[j]
+                row[j] = upper + (lower - upper) * ty[j]
     return out
 
 
@@ -132,11 +174,13 @@ def _nearest(labels: NDArray[Value], offsets: NDArray[np.float32], rim: int, cy:
     height, width = labels.shape
     side = offsets.shape[1] - 2 * rim
     out = np.empty((side, side), labels.dtype)
+    place, rest = np.empty(side, np.int32), np.empty(side, np.float32)
+    y, x = np.empty(side, np.uint32), np.empty(side, np.uint32)
     for i in range(side):
+        _floor_row(offsets[0, i + rim, rim : rim + side], cy + 0.5, place, rest)
+        _mirror_row(place, height, 0, y)
+        _floor_row(offsets[1, i + rim, rim : rim + side], cx + 0.5, place, rest)
+        _mirror_row(place, width, 0, x)
         for j in range(side):
-            y = int(np.floor(cy + offsets[0, i + rim, j + rim] + 0.5))
-            x = int(np.floor(cx + offsets[1, i + rim, j + rim] + 0.5))
-            if y < 0 or x < 0 or y >= height or x >= width:
-                y, x = _mirror(y, height), _mirror(x, width)
-            out[i, j] = labels[y, x]
+            out[i, j] = labels[y[j], x[j]]
     return out
