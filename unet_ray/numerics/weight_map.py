@@ -86,13 +86,17 @@ def weight_map(
     reach = weight_reach_px(weighting)
     if cell_ids.shape != tuple(side + 2 * reach for side in class_map.shape):
         raise ValueError(f"cell ids {cell_ids.shape} are not class map {class_map.shape} grown by {reach}")
-    weights = np.asarray(class_weights, np.float32)[class_map]
+    balance = np.minimum(np.asarray(class_weights, np.float32), np.float32(_LARGEST))
     if reach:
+        weights = np.take(balance, class_map)
         two_sigma_squared = 2 * weighting.border_sigma_px**2
         _add_border_term(weights, cell_ids, class_map, reach, weighting.border_weight, two_sigma_squared)
+        rounded: NDArray[np.float16] = np.minimum(weights, np.float32(_LARGEST), out=weights).astype(np.float16)
+    else:  # a table of two values is rounded, not each pixel
+        rounded = np.take(balance.astype(np.float16), class_map)
     if ignore is not None:
-        weights[ignore] = 0
-    return np.minimum(weights, np.float32(_LARGEST)).astype(np.float16)
+        rounded[ignore] = 0
+    return rounded
 
 
 @compiled
