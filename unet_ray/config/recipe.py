@@ -1,177 +1,36 @@
-"""What augmentation may do: one entry per transform, each with a probability and ranges with units.
-
-Grey levels are those of 8-bit images, whatever the input's dtype was. A range is (lowest, highest),
-both included, and is drawn from evenly unless the entry says otherwise.
-"""
+"""What augmentation may do to a section: one entry per transform, and the recipes that have a name."""
 
 import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from unet_ray.config.base import Config
+from unet_ray.config.transforms import (
+    Blur,
+    Brightness,
+    Charging,
+    CoarseElastic,
+    Contrast,
+    Crop,
+    Elastic,
+    Flip,
+    Gamma,
+    GaussianNoise,
+    Hole,
+    MissingPatch,
+    QuarterTurns,
+    Rotation,
+    Scale,
+    Scratch,
+    ShotNoise,
+    Stain,
+    UniformNoise,
+)  # fmt: skip
 from unet_ray.errors import ConfigError
 
 RecipeName = Literal["default", "notebook", "paper"]
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-def _ordered_floats(bounds: tuple[float, float]) -> tuple[float, float]:
-    if bounds[0] > bounds[1]:
-        raise ValueError(f"the range {bounds[0]:g} to {bounds[1]:g} is empty; give the lower number first")
-    return bounds
-
-
-def _ordered_ints(bounds: tuple[int, int]) -> tuple[int, int]:
-    _ordered_floats(bounds)
-    return bounds
-
-
-def _positive(bounds: tuple[float, float]) -> tuple[float, float]:
-    if bounds[0] <= 0:
-        raise ValueError(f"the range {bounds[0]:g} to {bounds[1]:g} must lie above 0")
-    return bounds
-
-
-def _not_negative(bounds: tuple[int, int]) -> tuple[int, int]:
-    if bounds[0] < 0:
-        raise ValueError(f"the range {bounds[0]} to {bounds[1]} must not go below 0")
-    return bounds
-
-
-FloatRange = Annotated[tuple[float, float], AfterValidator(_ordered_floats)]
-PositiveRange = Annotated[FloatRange, AfterValidator(_positive)]
-IntRange = Annotated[tuple[int, int], AfterValidator(_ordered_ints)]
-CountRange = Annotated[IntRange, AfterValidator(_not_negative)]
-
-
-class Flip(Config):
-    """Mirroring; the axes are drawn apart, so 0.5 and 0.5 is one of none, y, x, both."""
-
-    y_probability: Probability = 0.0
-    """Probability that top and bottom change places."""
-    x_probability: Probability = 0.0
-    """Probability that left and right change places."""
-
-
-class QuarterTurns(Config):
-    """Rotation by 90, 180 or 270 degrees, each as likely; at 0.75 none is as likely as any of them."""
-
-    probability: Probability = 0.0
-    """Probability of any such turn."""
-
-
-class Rotation(Config):
-    """Free rotation about the patch's centre."""
-
-    probability: Probability = 0.0
-    """Probability of a rotation."""
-    degrees: FloatRange = (-15.0, 15.0)
-    """Angle, degrees."""
-
-
-class Scale(Config):
-    """Zoom about the patch's centre."""
-
-    probability: Probability = 0.0
-    """Probability of a zoom."""
-    factor: PositiveRange = (0.9, 1.1)
-    """Above 1 things get larger; drawn evenly in its logarithm."""
-
-
-class Elastic(Config):
-    """Displacements of per-pixel noise, even in [-1, 1], smoothed by a Gaussian (Simard et al. 2003).
-
-    Their standard deviation is 0.163 alpha / sigma pixels.
-    """
-
-    probability: Probability = 0.0
-    """Probability of this deformation."""
-    alpha: PositiveRange = (34.0, 34.0)
-    """Factor on the smoothed noise, pixels."""
-    sigma_px: PositiveRange = (6.0, 12.0)
-    """Standard deviation of the Gaussian, pixels."""
-
-
-class CoarseElastic(Config):
-    """Displacements drawn at the nodes of a coarse grid, bicubic in between (Ronneberger et al. 2015)."""
-
-    probability: Probability = 0.0
-    """Probability of this deformation."""
-    nodes: Annotated[int, Field(ge=2, le=64)] = 3
-    """Nodes per side; the grid spans the patch's image, its margin included."""
-    sd_px: PositiveRange = (10.0, 10.0)
-    """Standard deviation of a node's displacement in y and in x, pixels."""
-
-
-class Crop(Config):
-    """Where the patch is taken from: any whole-pixel corner that keeps it within the padded section."""
-
-    pad_px: Annotated[int, Field(ge=0)] = 0
-    """Mirrored pixels that the patch may reach beyond the section, on each side."""
-
-
-class Brightness(Config):
-    """A constant added to the image."""
-
-    probability: Probability = 0.0
-    """Probability of a shift."""
-    shift: IntRange = (-20, 20)
-    """Grey levels, a whole number."""
-
-
-class Contrast(Config):
-    """A factor on the distance from mid-grey (127.5)."""
-
-    probability: Probability = 0.0
-    """Probability of a change."""
-    factor: PositiveRange = (0.75, 1.33)
-    """Above 1 is more contrast; drawn evenly in its logarithm."""
-
-
-class Gamma(Config):
-    """A power of the grey level, black and white kept."""
-
-    probability: Probability = 0.0
-    """Probability of a change."""
-    exponent: PositiveRange = (0.75, 1.33)
-    """Below 1 is brighter; drawn evenly in its logarithm."""
-
-
-class Blur(Config):
-    """Gaussian blur of the image, as by defocus; before the noise."""
-
-    probability: Probability = 0.0
-    """Probability of a blur."""
-    sigma_px: PositiveRange = (0.4, 1.2)
-    """Standard deviation, pixels."""
-
-
-class GaussianNoise(Config):
-    """Independent Gaussian noise on every pixel, mean 0. Excludes uniform noise."""
-
-    probability: Probability = 0.0
-    """Probability of it; together with uniform noise's at most 1."""
-    sd: CountRange = (0, 20)
-    """Standard deviation, grey levels, a whole number."""
-
-
-class UniformNoise(Config):
-    """Independent noise on every pixel, even between two bounds. Excludes Gaussian noise."""
-
-    probability: Probability = 0.0
-    """Probability of it; together with Gaussian noise's at most 1."""
-    low: IntRange = (-20, 0)
-    """Range that the lower bound is drawn from, grey levels, a whole number."""
-    high: IntRange = (0, 20)
-    """Range that the upper bound is drawn from, grey levels, a whole number."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.low[1] > self.high[0]:
-            raise ValueError(f"low may reach {self.low[1]}, above the least high, {self.high[0]}")
-        return self
 
 
 class Recipe(Config):
@@ -197,21 +56,34 @@ class Recipe(Config):
     """Factor about mid-grey."""
     brightness: Brightness = Brightness()
     """Constant shift."""
+    scratch: Scratch = Scratch()
+    """Lines across one section."""
+    hole: Hole = Hole()
+    """Piece torn out of one section."""
+    stain: Stain = Stain()
+    """Dark grains on one section."""
+    charging: Charging = Charging()
+    """Ramp and bump over one section."""
     blur: Blur = Blur()
     """Defocus."""
     gaussian_noise: GaussianNoise = GaussianNoise()
     """Gaussian noise."""
+    shot_noise: ShotNoise = ShotNoise()
+    """Poisson-like noise."""
     uniform_noise: UniformNoise = UniformNoise()
     """Uniform noise."""
+    missing_patch: MissingPatch = MissingPatch()
+    """Rectangle without an image."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        both = self.gaussian_noise.probability + self.uniform_noise.probability
-        if both > 1:
-            raise ValueError(
-                "gaussian_noise and uniform_noise exclude each other, but their probabilities sum to "
-                f"{both:g}; lower one until they sum to at most 1"
-            )
+        for name in ("gaussian_noise", "shot_noise"):
+            both = getattr(self, name).probability + self.uniform_noise.probability
+            if both > 1:
+                raise ValueError(
+                    f"{name} and uniform_noise exclude each other, but their probabilities sum to "
+                    f"{both:g}; lower one until they sum to at most 1"
+                )
         return self
 
 

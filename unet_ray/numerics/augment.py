@@ -3,61 +3,20 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from unet_ray.config.base import Config
-from unet_ray.config.recipe import Recipe, WeightMap
+from unet_ray.config.recipe import WeightMap
 from unet_ray.numerics import elastic, grey_noise, warp
+from unet_ray.numerics.draw import Drawn, draw
 from unet_ray.numerics.labels import SectionLabels
 from unet_ray.numerics.weight_map import weight_map, weight_reach_px
 
-# One random stream per transform: a transform added later changes no other one's draws.
-_PURPOSES = (
-    "flip", "quarter_turns", "rotation", "scale", "elastic", "coarse_elastic", "crop",
-    "gamma", "contrast", "brightness", "blur", "noise",
-)  # fmt: skip
-_KEY_BITS = 53  # so that any JSON reader keeps a key whole
+__all__ = ["Drawn", "Patch", "apply", "coordinate_field", "draw", "whole_section"]
+
 _BLUR_TRUNCATE = 4.0
-
-
-class Drawn(Config):
-    """Every parameter of one augmented patch: with its section's pixels it decides all bytes.
-
-    ``Drawn.model_validate_json(drawn.model_dump_json())`` gives the same patch. Lengths are in
-    pixels, axes (y, x), grey levels those of 8 bits; 0, 1.0 or None where a transform was not drawn.
-    """
-
-    seed: int
-    stack: int
-    section: int
-    variant: int
-    section_shape: tuple[int, int]
-    patch_px: int
-    margin_px: int
-    corner: tuple[int, int]
-    """First pixel of the label in the section, before the patch is turned about its centre."""
-    flip: tuple[bool, bool] = (False, False)
-    quarter_turns: int = 0
-    rotation_degrees: float = 0.0
-    scale: float = 1.0
-    elastic_alpha: float = 0.0
-    elastic_sigma_px: float = 0.0
-    elastic_key: int = 0
-    """Key of the noise that `unet_ray.numerics.elastic.smooth_noise` smooths."""
-    coarse_displacement: tuple[tuple[tuple[float, ...], ...], ...] | None = None
-    """Displacement (2 for y and x, nodes, nodes), pixels."""
-    gamma: float = 1.0
-    contrast: float = 1.0
-    brightness: int = 0
-    blur_sigma_px: float = 0.0
-    noise: Literal["none", "gaussian", "uniform"] = "none"
-    noise_sd: int = 0
-    noise_bounds: tuple[int, int] = (0, 0)
-    noise_key: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,94 +31,6 @@ class Patch:
     """(h, w), factor on the pixel's loss; 0 = ignored."""
 
 
-def draw(
-    recipe: Recipe,
-    *,
-    seed: int,
-    stack: int,
-    section: int,
-    variant: int,
-    section_shape: tuple[int, int],
-    patch_px: int,
-    margin_px: int = 0,
-) -> Drawn:
-    """Parameters of one patch: a pure function of the arguments, whatever was drawn before.
-
-    The patch's corner is drawn from all whole-pixel corners that keep it within the section grown by the
-    recipe's ``crop.pad_px``; where it is larger than that, from all that make it cover it.
-
-    Args:
-        recipe: what may be done.
-        seed: of the job, at least 0, as are the next three.
-        stack: number of the stack among the inputs.
-        section: number of the section in its stack.
-        variant: number of the patch among those of its section.
-        section_shape: (y, x), pixels.
-        patch_px: side of the label.
-        margin_px: of the image around the label, on each side. It changes no other draw.
-
-    >>> from unet_ray.config.recipe import RECIPES
-    >>> draw(RECIPES["notebook"], seed=1, stack=0, section=2, variant=3, section_shape=(512, 512),
-    ...      patch_px=512).corner
-    (47, 13)
-    """
-
-    def stream(purpose: str) -> np.random.Generator:
-        entropy = [seed, stack, section, variant, _PURPOSES.index(purpose)]
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
-
-    values: dict[str, Any] = {}
-    rng = stream("flip")
-    values["flip"] = rng.random() < recipe.flip.y_probability, rng.random() < recipe.flip.x_probability
-    rng = stream("quarter_turns")
-    if rng.random() < recipe.quarter_turns.probability:
-        values["quarter_turns"] = int(rng.integers(1, 4))
-    rng = stream("rotation")
-    if rng.random() < recipe.rotation.probability:
-        values["rotation_degrees"] = rng.uniform(*recipe.rotation.degrees)
-    for name, evenly in (("scale", recipe.scale.factor), ("gamma", recipe.gamma.exponent),
-                         ("contrast", recipe.contrast.factor)):  # fmt: skip
-        rng = stream(name)
-        if rng.random() < getattr(recipe, name).probability:
-            values[name] = math.exp(rng.uniform(math.log(evenly[0]), math.log(evenly[1])))
-    rng = stream("elastic")
-    if rng.random() < recipe.elastic.probability:
-        values["elastic_alpha"] = rng.uniform(*recipe.elastic.alpha)
-        values["elastic_sigma_px"] = rng.uniform(*recipe.elastic.sigma_px)
-        values["elastic_key"] = _key(rng)
-    rng = stream("coarse_elastic")
-    if rng.random() < recipe.coarse_elastic.probability:
-        nodes = recipe.coarse_elastic.nodes
-        values["coarse_displacement"] = rng.normal(
-            0, rng.uniform(*recipe.coarse_elastic.sd_px), (2, nodes, nodes)
-        ).tolist()
-    rng = stream("brightness")
-    if rng.random() < recipe.brightness.probability:
-        values["brightness"] = int(rng.integers(*recipe.brightness.shift, endpoint=True))
-    rng = stream("blur")
-    if rng.random() < recipe.blur.probability:
-        values["blur_sigma_px"] = rng.uniform(*recipe.blur.sigma_px)
-    rng = stream("noise")
-    chance = rng.random()
-    if chance < recipe.gaussian_noise.probability:
-        values["noise"] = "gaussian"
-        values["noise_sd"] = int(rng.integers(*recipe.gaussian_noise.sd, endpoint=True))
-    elif chance < recipe.gaussian_noise.probability + recipe.uniform_noise.probability:
-        values["noise"] = "uniform"
-        bounds = (recipe.uniform_noise.low, recipe.uniform_noise.high)
-        values["noise_bounds"] = tuple(int(rng.integers(*bound, endpoint=True)) for bound in bounds)
-    values["noise_key"] = _key(rng)
-    rng = stream("crop")
-    corner = []
-    for side in section_shape:
-        ends = -recipe.crop.pad_px, side + recipe.crop.pad_px - patch_px
-        corner.append(int(rng.integers(min(ends), max(ends), endpoint=True)))
-    return Drawn(
-        seed=seed, stack=stack, section=section, variant=variant, section_shape=section_shape,
-        patch_px=patch_px, margin_px=margin_px, corner=(corner[0], corner[1]), **values,
-    )  # fmt: skip
-
-
 def apply(
     drawn: Drawn,
     image: NDArray[np.uint8],
@@ -172,13 +43,18 @@ def apply(
 
     All geometry is one coordinate field: the section is scaled and turned, then flipped, then elastically
     deformed, and each array is interpolated once along it, the image bilinearly, labels and cell ids by the
-    nearest pixel. Outside the section they are mirrored. Only the image then has its grey levels
-    changed (gamma, contrast, brightness, blur, noise, in this order) and is rounded half up, once.
+    nearest pixel. Outside the section they are mirrored.
+
+    Only the image is then changed further, in the order in which it comes about, and rounded half up, once:
+    what the staining and the microscope's setting do (gamma, contrast, brightness); what is on the section or
+    in it (scratches, a hole that has no scratches, stain on top of both) and what charge does to its image,
+    all in the grey levels of the finished image; the blur of the lens, of these too; the noise of what arrives
+    at the detector, less of it in the dark; and a missing patch, which no detector saw.
 
     Args:
         drawn: from `draw`, for this section.
-        image: (c, y, x), the whole section; c > 1 for context sections, which share field and grey-level
-            changes, but not the noise.
+        image: (c, y, x), the whole section; c > 1 for context sections, which share field, grey-level
+            changes and blur, but not the noise; a defect is in one of them, as it is in one section.
         labels: of the whole undeformed section.
         weighting: how the weight map is made.
         class_weights: w_c of each class, from `unet_ray.numerics.weight_map.class_weights`.
@@ -191,10 +67,15 @@ def apply(
     image_pad, label_pad = drawn.margin_px + blur_px, weight_reach_px(weighting)
     field = coordinate_field(drawn, max(image_pad, label_pad))
     grey = warp.sample_linear(image, field.inner(drawn.patch_px + 2 * image_pad), _grey_levels(drawn))
+    for mark in drawn.marks:
+        mark.onto(grey[mark.channel(len(grey))], start=-image_pad - (drawn.patch_px - 1) / 2)
     if blur_px:
         sigma = (0, drawn.blur_sigma_px, drawn.blur_sigma_px)
         grey = ndimage.gaussian_filter(grey, sigma, truncate=_BLUR_TRUNCATE)
         grey = grey[:, blur_px:-blur_px, blur_px:-blur_px]
+    finished = _with_noise(drawn, grey)
+    for rectangle in drawn.missing_patch:
+        rectangle.blank(finished[rectangle.channel(len(finished))], start=-drawn.margin_px)
     here = field.inner(drawn.patch_px)
     label = warp.sample_nearest(labels.class_map, here)
     weight = weight_map(
@@ -204,7 +85,7 @@ def apply(
         class_weights=class_weights,
         ignore=None if labels.ignore is None else warp.sample_nearest(labels.ignore, here),
     )
-    return Patch(_with_noise(drawn, grey), label, weight)
+    return Patch(finished, label, weight)
 
 
 def whole_section(
@@ -272,8 +153,6 @@ def _with_noise(drawn: Drawn, grey: NDArray[np.float32]) -> NDArray[np.uint8]:
     if drawn.noise == "uniform":
         low, high = drawn.noise_bounds
         return grey_noise.add_uniform(grey, low=low, high=high, key=drawn.noise_key, origin=place)
-    return grey_noise.add_gaussian(grey, sd=drawn.noise_sd, key=drawn.noise_key, origin=place)
-
-
-def _key(rng: np.random.Generator) -> int:
-    return int(rng.integers(1 << _KEY_BITS))
+    return grey_noise.add_gaussian(
+        grey, sd=drawn.noise_sd, shot=drawn.shot_noise_gain, key=drawn.noise_key, origin=place
+    )
