@@ -32,11 +32,24 @@ def test_follows_the_line(dtype, low, span):
     np.testing.assert_allclose(grey, np.clip(exact, 0, 255), atol=0.5 + 1e-9)
 
 
-def test_sample_ends_are_percentiles():
-    sample = np.random.default_rng(0).permutation(1001).astype(np.float32)
-    found = IntensityMap.of_sample(sample, percentiles=(1, 95))
-    assert found == IntensityMap(low=10, high=950, dtype="float32")
+def test_ends_are_percentiles_of_all_sections():
+    values = np.random.default_rng(0).permutation(2001).astype(np.float32)
+    sections = [values[:300], values[300:301], values[301:]]
+    found = IntensityMap.of_sections(lambda: sections, values.dtype, percentiles=(1, 95))
+    assert found == IntensityMap(low=20, high=1900, dtype="float32")
     assert IntensityMap.model_validate_json(found.model_dump_json()) == found
+    assert IntensityMap.of_sample(values) == IntensityMap.of_sections(lambda: sections, values.dtype)
+    assert IntensityMap.of_sample(values) == IntensityMap(low=2, high=1998, dtype="float32")
+
+
+def test_eight_bits_are_not_even_read():
+    assert IntensityMap.of_sections(lambda: pytest.fail("read"), np.dtype(np.uint8)) == IntensityMap.identity()
+
+
+@pytest.mark.parametrize("value", [0.0, -3e20, 1e20])
+def test_one_huge_value_everywhere_is_black(value):
+    flat = np.full((4, 4), value, np.float32)
+    np.testing.assert_array_equal(IntensityMap.of_sample(flat).apply(flat), 0)
 
 
 def test_a_flat_volume_is_black():

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from unet_ray.errors import LabelError
-from unet_ray.numerics.labels import membrane_and_cells
+from unet_ray.numerics.labels import MAX_CLASSES, class_counts, class_map, membrane_and_cells
 
 TWO_CELLS = np.array([[9, 9, 0, 9], [9, 9, 0, 9], [0, 0, 9, 9]])
 
@@ -65,27 +65,58 @@ def test_ignored_pixels_are_neither_membrane_nor_cell():
     np.testing.assert_array_equal(found.class_map, [[0, 0, 1]])
     np.testing.assert_array_equal(found.cell_ids, [[1, 0, 0]])
     np.testing.assert_array_equal(found.ignore, [[False, True, False]])
-    np.testing.assert_array_equal(found.class_counts(), [1, 1])
+    np.testing.assert_array_equal(class_counts(found.class_map, found.ignore)[:3], [1, 1, 0])
 
 
 def test_classes_are_kept_and_have_no_cells():
     found = membrane_and_cells(np.array([[0, 1, 2, 5]]), "classes", ignore_label=5)
     np.testing.assert_array_equal(found.class_map, [[0, 1, 2, 0]])
     assert not found.cell_ids.any()
-    np.testing.assert_array_equal(found.class_counts(3), [1, 1, 1])
+    counts = class_counts(found.class_map, found.ignore)
+    np.testing.assert_array_equal(counts, [1, 1, 1] + [0] * (MAX_CLASSES - 3))
 
 
-@pytest.mark.parametrize(
-    ("labels", "has_membrane", "has_interior"),
-    [([[0, 0]], True, False), ([[1, 1]], False, True), ([[0, 1]], True, True)],
-)
-def test_one_sided_sections_say_so(labels, has_membrane, has_interior):
-    found = membrane_and_cells(labels, "interior")
-    assert (found.has_membrane, found.has_interior) == (has_membrane, has_interior)
+@pytest.mark.parametrize("kind", ["interior", "membrane", "instances", "classes"])
+@given(data=st.data())
+def test_a_mask_ignores_as_a_label_does(kind, data):
+    shape = data.draw(hnp.array_shapes(min_dims=2, max_dims=2, max_side=6))
+    labels = data.draw(
+        hnp.arrays(np.uint8, shape, elements=st.integers(0, 3 if kind in ("instances", "classes") else 1))
+    )
+    mask, other = data.draw(hnp.arrays(bool, shape)), data.draw(hnp.arrays(bool, shape))
+    by_label = membrane_and_cells(np.where(mask | other, 77, labels), kind, ignore_label=77)
+    # What lies under a mask need not fit the kind.
+    by_mask = membrane_and_cells(np.where(mask, 88, labels), kind, ignore_mask=mask | other)
+    by_both = membrane_and_cells(np.where(mask, 77, labels), kind, ignore_mask=other, ignore_label=77)
+    for found in (by_mask, by_both):
+        np.testing.assert_array_equal(found.class_map, by_label.class_map)
+        np.testing.assert_array_equal(found.cell_ids, by_label.cell_ids)
+        np.testing.assert_array_equal(found.ignore, mask | other)
 
 
-def test_ignored_pixels_are_no_interior():
-    assert not membrane_and_cells([[0, 3]], "interior", ignore_label=3).has_interior
+def test_ignored_pixels_cut_cells_and_make_no_border():
+    mask = np.array([[False, False, True, False, False]])
+    for ids in ([[7, 7, 7, 7, 7]], [[7, 7, 9, 9, 9]]):
+        found = membrane_and_cells(ids, "instances", ignore_mask=mask)
+        np.testing.assert_array_equal(found.class_map, [[0, 0, 0, 0, 0]])
+        np.testing.assert_array_equal(found.cell_ids, [[1, 1, 0, 2, 2]])
+
+
+@pytest.mark.parametrize("kind", ["interior", "membrane", "instances", "classes"])
+def test_counting_needs_no_cells(kind):
+    labels = np.random.default_rng(0).integers(0, 2, (9, 8), dtype=np.uint8)
+    classes, ignore = class_map(labels, kind, ignore_mask=labels == 1)
+    whole = membrane_and_cells(labels, kind, ignore_mask=labels == 1)
+    np.testing.assert_array_equal(classes, whole.class_map)
+    np.testing.assert_array_equal(ignore, whole.ignore)
+    assert class_counts(classes, ignore).sum() == (labels == 0).sum()
+
+
+def test_nothing_known_fits_every_kind():
+    for kind in ("interior", "membrane", "instances", "classes"):
+        found = membrane_and_cells([[-5, -5]], kind, ignore_label=-5)
+        assert not class_counts(found.class_map, found.ignore).any()
+        assert not found.cell_ids.any()
 
 
 @pytest.mark.parametrize(
@@ -101,7 +132,11 @@ def test_ignored_pixels_are_no_interior():
         ([[-1, 0]], "interior", "hold the value -1, .* --ignore-label -1"),
         ([[-1, 0]], "instances", "hold the value -1"),
         ([[-1, 0]], "classes", "hold the value -1"),
+        ([[0, 1, 2]], "interior", "3 different values, .* for class indices classes"),
         ([[0, 255]], "classes", "hold the value 255, .* class indices from 0 to at most 31"),
+        (np.arange(300)[None], "classes", "hold the value 299, .* for ids use --label-kind instances"),
+        ([[1.0, 2.5]], "instances", "float64 values that are not whole numbers"),
+        ([[1.0, 2.5]], "classes", "float64 values that are not whole numbers"),
         ([[0.5, 1.0]], "interior", "float64 values that are not whole numbers"),
         ([[float("nan"), 1.0]], "interior", "not whole numbers"),
         ([[1j, 0]], "interior", "complex128"),

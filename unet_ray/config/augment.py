@@ -15,8 +15,8 @@ PATCH_PX: dict[PresetName, int] = {"default": 256, "paper": 388, "keras": 512}
 class AugmentSettings(Config):
     """What decides a patch cache, apart from the labelled sections."""
 
-    label_kind: Literal["interior", "membrane", "instances"] = "interior"
-    """What labels mean: interior (bright = inside a cell, as ISBI 2012), membrane (bright = membrane), instances (ids, whose borders are membrane)."""
+    label_kind: Literal["interior", "membrane", "instances", "classes"] = "interior"
+    """What labels mean: interior (bright = inside a cell, as ISBI 2012), membrane (bright = membrane), instances (ids, whose borders are membrane), classes (indices from 0 to at most 31; the weight map is then class balance alone; train takes 2, of which 1 stands for membrane)."""
     ignore_label: int | None = None
     """Label value of pixels that nobody labelled; they weigh nothing in training."""
     variants: Annotated[int, Field(ge=1)] = 30
@@ -32,7 +32,7 @@ class AugmentSettings(Config):
     voxel_size_nm: VoxelSize | None = None
     """Voxel size z y x in nm, stored with the model; None: what the images' file tells."""
     validation_sections: tuple[str, ...] = ()
-    """Sections kept out of augmentation and stored whole: numbers, A:B or A:B:STEP, counted through all stacks."""
+    """Sections kept out of augmentation and stored whole, all of one size: numbers, A:B or A:B:STEP, counted through all stacks."""
     exclude_sections: tuple[str, ...] = ()
     """Sections not used at all, in the same form."""
     recipe_name: RecipeName = "default"
@@ -51,11 +51,11 @@ class AugmentConfig(AugmentSettings):
     """Make augmented, tiled image/label/weight patches from labelled sections, into a zarr patch cache."""
 
     images: tuple[str, ...] = ()
-    """Image stacks: TIFF, folder or glob of images, zarr, OME-Zarr; paths or URLs. Only --replay can do without."""
+    """Image stacks: TIFF, folder or glob of images, zarr, OME-Zarr; paths or URLs. Sides and dtypes may differ: all but 8-bit stacks are stretched to 8 bits, each between the 0.1 and 99.9 percentile of its own training sections. Only --replay can do without."""
     labels: tuple[str, ...] = ()
     """Label stacks, one per image stack, of the same shape."""
     ignore_masks: tuple[str, ...] = ()
-    """Mask stacks, one per image stack; pixels above 0 weigh nothing in training."""
+    """Mask stacks, one per image stack and of its shape; pixels above 0 weigh nothing in training, nor do those of --ignore-label."""
     cache: str
     """Patch cache to write, a path or URL."""
     workers: Annotated[int, Field(ge=1)] | None = None

@@ -31,6 +31,10 @@ def pipeline(config: PipelineConfig) -> Summary:
     began = time.time()
     if (config.images is None) != (config.labels is None):
         raise ConfigError("--images and --labels go together; give both, or neither for the demo")
+    if config.augment.label_kind == "classes":
+        raise ConfigError(
+            "--augment.label-kind classes has no membrane that the pipeline could score; run augment and train alone"
+        )
     output = config.output.rstrip("/")
     scored = config.score_sections or config.augment.exclude_sections or config.augment.validation_sections
     if not scored:

@@ -109,6 +109,12 @@ def _network(config: TrainConfig, cache: PatchCache) -> NetworkConfig:
             f"cache {config.cache} has no validation sections, by which the best model is chosen; "
             "make one with jobs/augment.py --validation-sections"
         )
+    classes = cache.require()["made_with"].get("classes", 2)
+    if classes > 2:
+        raise ConfigError(
+            f"cache {config.cache} holds {classes} classes, but networks are validated for membrane alone so far; "
+            "make a cache of labels with 2 classes, of which 1 is what segmentation shall find"
+        )
     network = network_config(
         config.preset, base_channels=config.base_channels, depth=config.depth, in_channels=plan.channels
     )

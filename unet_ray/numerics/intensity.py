@@ -1,5 +1,6 @@
 """How a volume's values become the 8-bit grey levels that augmentation and the network work on."""
 
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import numpy as np
@@ -8,6 +9,7 @@ from pydantic import model_validator
 
 from unet_ray.config.base import Config
 from unet_ray.errors import VolumeError
+from unet_ray.numerics.order_statistics import order_statistics
 
 
 class IntensityMap(Config):
@@ -36,36 +38,50 @@ class IntensityMap(Config):
         return cls(low=0.0, high=255.0, dtype="uint8")
 
     @classmethod
-    def of_sample(
-        cls, sample: NDArray[Any], *, percentiles: tuple[float, float] = (0.1, 99.9), name: str = "volume"
+    def of_sections(
+        cls,
+        read: Callable[[], Iterable[NDArray[Any]]],
+        dtype: np.dtype[Any],
+        *,
+        percentiles: tuple[float, float] = (0.1, 99.9),
     ) -> "IntensityMap":
-        """The map for a volume of which ``sample`` is an even sample.
+        """The map for a stack, from all its values; what is in memory is one section.
 
-        8-bit volumes are taken as they are. Others are stretched between two percentiles, which are
-        order statistics, not means between two: so a sample of whole numbers gives whole numbers. A
-        volume of one value is mapped to 0.
+        8-bit stacks are taken as they are and not read. Others are stretched between two percentiles,
+        which are order statistics, not means between two, and exact: so whole numbers give whole numbers.
+        A stack of one value is mapped to 0.
+
+        Args:
+            read: yields the sections, each time that it is called (`order_statistics` says how often).
+            dtype: the stack's; without NaN and infinity.
+            percentiles: of the values, in percent; what lies beyond is clipped.
+
+        >>> ramp = np.arange(1001, dtype=np.uint16)
+        >>> IntensityMap.of_sections(lambda: [ramp[:600], ramp[600:]], ramp.dtype, percentiles=(10, 90))
+        IntensityMap(low=100.0, high=900.0, dtype='uint16')
+        """
+        if dtype == np.uint8:
+            return cls.identity()
+        lowest, low, high, highest = order_statistics(read, dtype, [0, percentiles[0] / 100, percentiles[1] / 100, 1])
+        if low == high:  # hardly anything stands out from one value: keep what does
+            low, high = lowest, highest
+        return cls(low=low, high=high if high > low else low + max(1.0, abs(low)), dtype=dtype.name)
+
+    @classmethod
+    def of_sample(cls, sample: NDArray[Any], *, name: str = "volume") -> "IntensityMap":
+        """The map for a volume of which ``sample`` is an even sample: `of_sections` of that.
 
         Args:
             sample: values of any shape, with the volume's dtype.
-            percentiles: of the sample, in percent; what lies beyond is clipped.
             name: what an error calls the volume.
 
         Raises:
             VolumeError: the sample is empty, or holds NaN or infinity.
-
-        >>> IntensityMap.of_sample(np.arange(1001, dtype=np.uint16), percentiles=(10, 90))
-        IntensityMap(low=100.0, high=900.0, dtype='uint16')
         """
-        if sample.dtype == np.uint8:
-            return cls.identity()
-        if sample.size == 0 or not np.isfinite(sample).all():
+        if sample.dtype != np.uint8 and (sample.size == 0 or not np.isfinite(sample).all()):
             found = "no values" if sample.size == 0 else "NaN or infinity"
             raise VolumeError(f"{name} was to be mapped to 8 bits, but holds {found}; mend what is damaged")
-        chosen = np.percentile(sample.astype(np.float64), percentiles, method="nearest")
-        low, high = float(chosen[0]), float(chosen[1])
-        if low == high:  # hardly anything stands out from one value: keep what does
-            low, high = float(sample.min()), float(sample.max())
-        return cls(low=low, high=high if high > low else low + 1, dtype=sample.dtype.name)
+        return cls.of_sections(lambda: [sample], sample.dtype)
 
     def apply(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Grey levels of ``values``, rounded half up, uint8 of the same shape."""
