@@ -8,19 +8,13 @@ machine with two shared cores, the smallest and largest of several stacks.
 
 import argparse
 import json
-import os
-import platform
 import resource
-import subprocess
 import sys
-import time
-from collections.abc import Callable
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
+from record import commit, machine, timed, version, versions
 from scipy import ndimage, spatial
 
 from unet_ray.numerics.border_thinning import thin_borders
@@ -73,18 +67,6 @@ def scikit_image_at_all_thresholds(probability: np.ndarray, truth: np.ndarray) -
         variation_of_information(true_labels, thinned, ignore_labels=(0,))
 
 
-def timed(work: Callable[[], object], repeats: int) -> dict[str, list[float]]:
-    """Wall-clock and processor seconds of each repeat, after one run to warm up."""
-    work()
-    wall, cpu = [], []
-    for _ in range(repeats):
-        start = time.perf_counter(), time.process_time()
-        work()
-        wall.append(time.perf_counter() - start[0])
-        cpu.append(time.process_time() - start[1])
-    return {"seconds": wall, "cpu_seconds": cpu}
-
-
 def measure(probability: np.ndarray, truth: np.ndarray, repeats: int) -> dict[str, Any]:
     """Return seconds of every repeat, and megapixels per second of the fastest, by what was measured."""
     works = {
@@ -92,31 +74,13 @@ def measure(probability: np.ndarray, truth: np.ndarray, repeats: int) -> dict[st
         "warping": lambda: warping_px(probability, truth),
         "everything": lambda: score_section(probability, truth),
     }
-    try:
-        metadata.version("scikit-image")
+    if version("scikit-image"):
         works["scikit_image_stand_in"] = lambda: scikit_image_at_all_thresholds(probability, truth)
-    except metadata.PackageNotFoundError:
-        pass
     times = {name: timed(work, repeats) for name, work in works.items()}
     return {
         name: {**repeat, "megapixels_per_second": truth.size / min(repeat["seconds"]) / 1e6}
         for name, repeat in times.items()
     }
-
-
-def commit() -> str | None:
-    """Return the checkout's commit, None outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() if found.returncode == 0 else None
-
-
-def version(package: str) -> str | None:
-    """Return a package's version, None if it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def main(arguments: list[str]) -> dict[str, Any]:
@@ -138,15 +102,8 @@ def main(arguments: list[str]) -> dict[str, Any]:
         "benchmark": "metrics of one section, all thresholds, one core",
         "commit": commit(),
         "config": vars(config),
-        "machine": {
-            "processor": platform.processor(),
-            "system": platform.platform(),
-            "cores": os.cpu_count(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "scipy", "numba", "scikit-image")},
-        },
+        "machine": machine(),
+        "versions": versions(["numpy", "scipy", "numba", "scikit-image"]),
         "results": {name: measure(*pair, config.repeats) for name, pair in pairs.items()},
         "java_seconds": JAVA_SECONDS,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

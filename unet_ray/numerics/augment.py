@@ -78,8 +78,9 @@ def apply(
         rectangle.blank(finished[rectangle.channel(len(finished))], start=-drawn.margin_px)
     here = field.inner(drawn.patch_px)
     label = warp.sample_nearest(labels.class_map, here)
+    cells = field.inner(drawn.patch_px + 2 * label_pad)
     weight = weight_map(
-        warp.sample_nearest(labels.cell_ids, field.inner(drawn.patch_px + 2 * label_pad)),
+        warp.sample_nearest(labels.cell_ids, cells) if label_pad else None,
         label,
         weighting=weighting,
         class_weights=class_weights,
@@ -99,7 +100,8 @@ def whole_section(
     """A section as it is, for validation: the image mirrored by ``margin_px``, the label and its weights."""
     _check_shapes(labels.class_map.shape, image, labels)
     margin = (margin_px, margin_px)
-    cell_ids = np.pad(labels.cell_ids, weight_reach_px(weighting), mode="reflect")
+    reach = weight_reach_px(weighting)
+    cell_ids = np.pad(labels.cell_ids, reach, mode="reflect") if reach else None
     weight = weight_map(
         cell_ids, labels.class_map, weighting=weighting, class_weights=class_weights, ignore=labels.ignore
     )

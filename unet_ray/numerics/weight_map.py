@@ -49,7 +49,7 @@ def class_weights(counts: Sequence[int] | NDArray[np.int64], weighting: WeightMa
 
 
 def weight_map(
-    cell_ids: NDArray[np.int32],
+    cell_ids: NDArray[np.int32] | None,
     class_map: NDArray[np.uint8],
     *,
     weighting: WeightMap,
@@ -66,7 +66,7 @@ def weight_map(
     Args:
         cell_ids: ids of the cells, 0 = none, (h + 2r, w + 2r) where r is `weight_reach_px`: cells beyond
             the crop count. Give ids found on the whole, undeformed section: found again on a warped crop,
-            cells would merge through membranes broken by the warp.
+            cells would merge through membranes broken by the warp. None will do where w0 is 0.
         class_map: (h, w), 1 = membrane, or a class index.
         weighting: w0 and sigma.
         class_weights: w_c of each class.
@@ -84,10 +84,11 @@ def weight_map(
     Source: Ronneberger, Fischer, Brox 2015, equation 2.
     """
     reach = weight_reach_px(weighting)
-    if cell_ids.shape != tuple(side + 2 * reach for side in class_map.shape):
-        raise ValueError(f"cell ids {cell_ids.shape} are not class map {class_map.shape} grown by {reach}")
     balance = np.minimum(np.asarray(class_weights, np.float32), np.float32(_LARGEST))
     if reach:
+        if cell_ids is None or cell_ids.shape != tuple(side + 2 * reach for side in class_map.shape):
+            given = "no cell ids" if cell_ids is None else f"cell ids {cell_ids.shape}"
+            raise ValueError(f"{given} are not class map {class_map.shape} grown by {reach}")
         weights = np.take(balance, class_map)
         two_sigma_squared = 2 * weighting.border_sigma_px**2
         _add_border_term(weights, cell_ids, class_map, reach, weighting.border_weight, two_sigma_squared)
