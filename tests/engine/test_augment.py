@@ -1,10 +1,8 @@
 """The patch cache on real Ray: the same bytes as a plain loop, for any number of workers, kills and extensions."""
 
+import hashlib
 import os
 import shutil
-import signal
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,11 @@ import tifffile
 
 from unet_ray.config.augment import AugmentConfig
 from unet_ray.config.recipe import RECIPES, Recipe
-from unet_ray.engine.augment import PICTURE, augment
+from unet_ray.engine.augment import PICTURE, _contact_sheet, augment
 from unet_ray.engine.augment_plan import prepare
 from unet_ray.engine.augment_worker import AugmentWorker
 from unet_ray.errors import CacheMismatchError, ConfigError, LabelError, VolumeError
+from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import Box
 from unet_ray.numerics.phantom import phantom_block
 from unet_ray.storage.patch_cache import PatchCache
@@ -65,7 +64,7 @@ def by_plain_loop(asked: dict[str, Any], path: Path) -> PatchCache:
     """The cache made block by block in this process."""
     cache = PatchCache(str(path))
     plan, made_with = prepare(AugmentConfig(**asked, cache=str(path)))
-    cache.create_or_extend(plan.cache, made_with)
+    cache.create_or_extend(plan.cache, made_with, plan.sources())
     worker = AugmentWorker(cache, plan)
     for block in range(plan.cache.validation + plan.cache.shards):
         worker.write(block, worker.compute(block, worker.read(block)))
@@ -73,9 +72,9 @@ def by_plain_loop(asked: dict[str, Any], path: Path) -> PatchCache:
 
 
 @pytest.fixture(scope="module")
-def plain(folder: Path, asked: dict[str, Any], shards: Callable[..., dict[str, Any]]) -> dict[str, str]:
+def plain(folder: Path, asked: dict[str, Any]) -> dict[str, str]:
     by_plain_loop(asked, folder / "plain")
-    return digests(shards(folder / "plain"))
+    return whole(folder / "plain")
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +94,22 @@ def cache(made: tuple[Path, Any, Any], tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def digests(found: dict[str, Any]) -> dict[str, str]:
-    return {key: shard.digest for key, shard in found.items()}
+def whole(cache: Path) -> dict[str, str]:
+    """Digest of every file of a cache, metadata included, but of no picture and nothing set aside."""
+    return {
+        str(file.relative_to(cache)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(cache.rglob("*"))
+        if file.is_file() and file.suffix not in (".png", ".damaged")
+    }
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The job's own lines on stderr since the last call, without its progress."""
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("augment: ") and "%" not in line]
 
 
 def test_two_workers_give_the_bytes_of_the_plain_loop(
-    made: tuple[Path, dict[str, Any], set[int]], plain: dict[str, str], shards: Callable[..., dict[str, Any]]
+    made: tuple[Path, dict[str, Any], set[int]], plain: dict[str, str]
 ) -> None:
     path, summary, pids = made
     # Not trivial: two processes other than this one, many shards, the last one part-filled.
@@ -108,42 +117,16 @@ def test_two_workers_give_the_bytes_of_the_plain_loop(
     assert len(pids) == 2
     assert os.getpid() not in pids
     assert PATCHES % PER_SHARD
-    assert len(plain) == ARRAYS * (SHARDS + VALIDATION)
+    assert sum("/c/" in key for key in plain) == ARRAYS * (SHARDS + VALIDATION)
+    assert len([key for key in plain if key.endswith("zarr.json")]) == 3 + 2 * ARRAYS
     assert len({plain[f"train/image/c/{n}/0/0/0"] for n in range(SHARDS)}) == SHARDS
-    assert digests(shards(path)) == plain
+    assert whole(path) == plain
     wanted = {"status": "complete", "patches": PATCHES, "patches_written": PATCHES, "patches_skipped": 0}
+    wanted["bytes_written"] = sum(file.stat().st_size for file in path.glob("*/*/c/**/*") if file.is_file())
     assert {key: summary[key] for key in wanted} == wanted
+    assert summary["bytes_forecast"] == pytest.approx(summary["bytes_written"], rel=0.1)
     assert summary["patches_per_second"] > 0
     assert (path / PICTURE).read_bytes().startswith(b"\x89PNG")
-
-
-def test_killed_actor_costs_nothing(
-    ray_cluster: None,
-    asked: dict[str, Any],
-    plain: dict[str, str],
-    tmp_path: Path,
-    shards: Callable[..., dict[str, Any]],
-    ray_actors: Callable[[], list[int]],
-) -> None:
-    path, killed = tmp_path / "cache", list[int]()
-
-    def kill_one_in_the_middle() -> None:
-        until = time.time() + 60
-        while time.time() < until and not killed:
-            there, actors = len(list((path / "train" / "image" / "c").glob("*/0/0/0"))), ray_actors()
-            if there >= 3 and actors:
-                os.kill(actors[-1], signal.SIGKILL)
-                killed.append(there)
-            time.sleep(0.01)
-
-    killer = threading.Thread(target=kill_one_in_the_middle)
-    killer.start()
-    summary = augment(AugmentConfig(**asked, cache=str(path), workers=2))
-    killer.join()
-    assert killed
-    assert killed[0] < SHARDS - 3
-    assert summary["status"] == "complete"
-    assert digests(shards(path)) == plain
 
 
 def test_more_variants_extend_the_cache(
@@ -153,6 +136,7 @@ def test_more_variants_extend_the_cache(
     tmp_path: Path,
     rows: list[dict[str, Any]],
     shards: Callable[..., dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     before, more = shards(cache), asked | {"variants": VARIANTS + 4}
     summary = augment(AugmentConfig(**more, cache=str(cache), workers=1))
@@ -164,28 +148,86 @@ def test_more_variants_extend_the_cache(
     kept = (SHARDS - 1) * PER_SHARD
     patches = (VARIANTS + 4) * TRAINING
     wanted = {"patches": patches, "patches_skipped": kept, "patches_written": patches - kept}
+    wanted["bytes_written"] = sum((cache / key).stat().st_size for key in after.keys() - before.keys())
+    wanted["bytes_written"] += sum((cache / key).stat().st_size for key in before if after[key] != before[key])
     assert {key: summary[key] for key in wanted} == wanted
+    assert summary["bytes_forecast"] == pytest.approx(summary["bytes_written"], rel=0.1)
+    # Of what is done, nothing is forecast.
+    assert said(capsys)[0].startswith(f"augment: {patches - kept} patches in 4 shards, about ")
     by_plain_loop(more, tmp_path / "at-once")
-    assert digests(after) == digests(shards(tmp_path / "at-once"))
+    assert whole(cache) == whole(tmp_path / "at-once")
     # Fewer variants later: what is there stays.
     fewer = augment(AugmentConfig(**asked, cache=str(cache)))
     assert (fewer["patches"], fewer["patches_written"]) == (patches, 0)
     assert shards(cache) == after
 
 
+def test_blocks_that_others_finish_are_counted(
+    ray_cluster: None,
+    asked: dict[str, Any],
+    cache: Path,
+    rows: list[dict[str, Any]],
+    shards: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A killed worker's last blocks are there, but nobody told: who does its work again finds them."""
+    before, listed = shards(cache), PatchCache.done_blocks
+    monkeypatch.setattr(
+        PatchCache,
+        "done_blocks",
+        lambda self, plan: BlockSet(plan.blocks, (b for b in listed(self, plan) if b not in (1, 5, 6, 20))),
+    )
+    summary = augment(AugmentConfig(**asked, cache=str(cache), workers=1))
+    assert {row["block"]: row["units"] for row in rows} == {1: 0, 5: 0, 6: 0, 20: 0}
+    assert (summary["patches_written"], summary["patches_skipped"]) == (3 * PER_SHARD, PATCHES - 3 * PER_SHARD)
+    assert shards(cache) == before
+
+
+def test_contact_sheet_shows_random_variants_of_spread_sections(
+    made: tuple[Path, Any, Any], asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[list[str]] = []
+
+    def draws(images: Any, labels: Any, weights: Any, captions: list[str]) -> bytes:
+        assert len(images) == len(labels) == len(weights) == len(captions)
+        shown.append(captions)
+        return b""
+
+    monkeypatch.setattr("unet_ray.engine.augment.contact_sheet_png", draws)
+    for seed in (0, 0, 1):
+        plan, _ = prepare(AugmentConfig(**asked | {"seed": seed}, cache=str(made[0])))
+        _contact_sheet(PatchCache(str(made[0])), plan)
+    first, again, other = shown
+    assert first == again != other
+    stacks, sections, variants = zip(
+        *(c.replace("section", "").replace("variant", "").split() for c in first), strict=True
+    )
+    assert len(set(first)) == len(first) == 10
+    assert set(zip(stacks, sections, strict=True)) == {
+        ("images0", "0"), ("images0", "2"), ("images0", "3"), ("images0", "5"), ("images1", "0"), ("images1", "2"),
+    }  # fmt: skip
+    assert len(set(variants)) > 5
+
+
+@pytest.mark.parametrize("verify", [False, True])
 def test_finished_cache_starts_no_cluster(
     asked: dict[str, Any],
     cache: Path,
+    verify: bool,
     monkeypatch: pytest.MonkeyPatch,
     shards: Callable[..., dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("unet_ray.engine.augment.cluster", lambda: pytest.fail("a cluster was started"))
     before = shards(cache)
-    summary = augment(AugmentConfig(**asked, cache=str(cache)))
+    summary = augment(AugmentConfig(**asked, cache=str(cache), verify=verify))
     assert (summary["status"], summary["patches_written"], summary["patches_skipped"]) == ("complete", 0, PATCHES)
     assert "nothing to do" in summary["note"]
     assert summary["seconds"] < 5
     assert shards(cache) == before
+    if verify:
+        assert (summary["shards_checked"], summary["blocks_damaged"]) == (ARRAYS * (SHARDS + VALIDATION), 0)
+        assert said(capsys) == [f"augment: 111 shards of 37 blocks in {cache} checked, all whole"]
 
 
 def test_verify_repairs_exactly_what_is_damaged(
@@ -194,10 +236,11 @@ def test_verify_repairs_exactly_what_is_damaged(
     cache: Path,
     plain: dict[str, str],
     rows: list[dict[str, Any]],
-    shards: Callable[..., dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (cache / "train/label/c/3/0/0").write_bytes(b"")
     (cache / "train/image/c/5/0/0/0").unlink()
+    (cache / "train/weight/c/6/0/0").unlink()  # its record says that it is there
     weight = cache / "train/weight/c/8/0/0"
     data = bytearray(weight.read_bytes())
     data[len(data) // 3] ^= 1
@@ -205,9 +248,30 @@ def test_verify_repairs_exactly_what_is_damaged(
     image = cache / "validation/image/c/1/0/0/0"
     image.write_bytes(image.read_bytes()[:-40])
     summary = augment(AugmentConfig(**asked, cache=str(cache), verify=True))
-    assert {row["block"] for row in rows} == {1, *(VALIDATION + n for n in (3, 5, 8))}
-    assert summary["patches_written"] == 3 * PER_SHARD
-    assert digests(shards(cache)) == plain
+    assert {row["block"] for row in rows} == {1, *(VALIDATION + n for n in (3, 5, 6, 8))}
+    assert (summary["patches_written"], summary["patches_skipped"]) == (4 * PER_SHARD, PATCHES - 4 * PER_SHARD)
+    assert (summary["shards_checked"], summary["blocks_damaged"]) == (ARRAYS * (SHARDS + VALIDATION - 1), 4)
+    *lines, forecast = said(capsys)
+    assert lines == [
+        *(f"augment: train shard {n} of {cache} is damaged, made again" for n in (3, 6, 8)),
+        f"augment: validation shard 1 of {cache} is damaged, made again",
+        f"augment: 108 shards of 36 blocks in {cache} checked, 4 blocks with damage",
+    ]
+    assert forecast.startswith("augment: 28 patches in 4 shards and 1 validation section, about ")
+    assert whole(cache) == plain
+
+
+def test_a_record_that_was_edited_is_noticed(
+    asked: dict[str, Any], cache: Path, shards: Callable[..., dict[str, Any]]
+) -> None:
+    before = shards(cache)
+    root = cache / "zarr.json"
+    root.write_text(root.read_text().replace('"seed": 0', '"seed": 1'))
+    for seed in (0, 1):
+        with pytest.raises(CacheMismatchError, match=r"does not say any more what made it.*put the file back"):
+            augment(AugmentConfig(**asked | {"seed": seed}, cache=str(cache), verify=True))
+    assert shards(cache) == before
+    assert '"seed": 1' in root.read_text()
 
 
 def test_held_out_sections_are_in_no_patch(tmp_path: Path, write_zarr: Callable[..., str]) -> None:

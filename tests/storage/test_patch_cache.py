@@ -13,6 +13,8 @@ import pytest
 import zarr
 
 from unet_ray.errors import CacheMismatchError, VolumeError
+from unet_ray.geometry.block_set import BlockSet
+from unet_ray.storage.cache_check import verify
 from unet_ray.storage.patch_cache import ARRAYS, CachePlan, Patch, PatchCache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,7 +100,12 @@ def test_plain_zarr_reads_it(cache):
 def test_more_patches_touch_only_the_part_filled_last_shard(cache):
     before = hashes(cache)
     more = replace(PLAN, patches=17)
+    assert cache.agreed(more, MADE_WITH) == more
+    # The same before and after: two validation sections, shards 0 and 1, and not the part-filled shard 2.
+    assert (list(cache.done_blocks(PLAN)), list(cache.done_blocks(more))) == ([0, 1, 2, 3, 4], [0, 1, 2, 3])
+    assert hashes(cache) == before
     assert cache.create_or_extend(more, MADE_WITH) == more
+    assert list(cache.done_blocks(more)) == [0, 1, 2, 3]
     with pytest.raises(VolumeError, match=r"has 2 of 5 train shards; run the same jobs/augment.py command again"):
         cache.require_complete()
     assert fill(cache, more) == [("train", 2), ("train", 3), ("train", 4)]
@@ -114,8 +121,60 @@ def test_more_patches_after_a_full_last_shard_touch_none(tmp_path):
     cache, full = PatchCache(str(tmp_path / "c")), replace(PLAN, patches=8)
     fill(cache, cache.create_or_extend(full, MADE_WITH))
     before = hashes(cache)
+    assert list(cache.done_blocks(PLAN)) == [0, 1, 2, 3]
     assert fill(cache, cache.create_or_extend(PLAN, MADE_WITH)) == [("train", 2)]
     assert before.items() <= hashes(cache).items()
+
+
+def test_blocks_of_a_plan():
+    assert (PLAN.shards, PLAN.blocks) == (3, 5)
+    places = [("validation", 0), ("validation", 1), ("train", 0), ("train", 1), ("train", 2)]
+    assert [PLAN.place(block) for block in range(5)] == places
+    assert [PLAN.patches_in(block) for block in range(5)] == [0, 0, 4, 4, 2]
+
+
+def test_bytes_are_those_of_the_chosen_blocks(cache):
+    (Path(cache.path) / "train/label/c/0/0/0.damaged").write_bytes(b"set aside")
+    size = {info.key: info.size for info in cache.objects.list()}
+    wanted = sum(size[f"validation/{name}/c/1/0/0{'/0' * (name == 'image')}"] for name in ARRAYS)
+    wanted += sum(size[f"train/{name}/c/{n}/0/0{'/0' * (name == 'image')}"] for name in ARRAYS for n in (0, 2))
+    assert cache.bytes_of(PLAN, BlockSet(5, [1, 2, 4])) == wanted
+
+
+def test_sources_are_no_part_of_the_fingerprint(cache):
+    before = cache.require()
+    cache.create_or_extend(PLAN, MADE_WITH, {"stacks": ["moved.tif"]})
+    after = PatchCache(cache.path).require()
+    assert after.pop("sources") == {"stacks": ["moved.tif"]}
+    assert {**after, "sources": {}} == before
+
+
+def test_what_made_it_edited_is_noticed_before_what_differs(cache):
+    path = Path(cache.path) / "zarr.json"
+    path.write_text(path.read_text().replace('"sigma_px": 10', '"sigma_px": 8'))
+    for asked in (8, 10):
+        with pytest.raises(CacheMismatchError, match="does not say any more what made it"):
+            cache.agreed(PLAN, {"seed": 0, "recipe": {"elastic": {"sigma_px": asked}}})
+
+
+def test_another_version_of_the_format_is_refused(cache, monkeypatch):
+    monkeypatch.setattr("unet_ray.storage.patch_cache.FORMAT_VERSION", 2)
+    with pytest.raises(CacheMismatchError, match=r"was made with format_version 1 \(now 2\)"):
+        cache.create_or_extend(PLAN, MADE_WITH)
+
+
+def test_find_one_patch(cache):
+    same(cache.find(9), patch("train", 9))
+    assert cache.find(10) is None
+    cache.objects.delete("train/image/c/1/0/0/0")
+    assert cache.find(5) is None
+    cache.objects.delete("train/weight/c/0/0/0")
+    with pytest.raises(VolumeError, match=r"train shard 0 of .* is damaged \(its weight is missing\); .* --verify"):
+        cache.find(3)
+    key = "train/image/c/2/0/0/0"
+    cache.objects.put(key, cache.objects.get(key)[:-9])
+    with pytest.raises(VolumeError, match=r"train shard 2 of .* is damaged \(.*\); .* --verify"):
+        PatchCache(cache.path).find(9)
 
 
 def test_fewer_patches_keep_what_is_there(cache):
@@ -223,15 +282,48 @@ def test_killed_between_the_puts_of_one_block(cache, array):
 
 
 @pytest.mark.parametrize("name", ARRAYS)
+def test_killed_while_damage_is_set_aside_it_is_not_taken_for_done(cache, name, monkeypatch):
+    key = f"train/{name}/c/1/0/0{'/0' * (name == 'image')}"
+    cache.objects.put(key, b"damaged")
+    kind = type(cache.objects)
+    rename, delete, changed = kind.rename, kind.delete, []
+
+    def dies(method):
+        def call(self, *keys):
+            if changed:
+                raise KeyboardInterrupt
+            changed.append(keys)
+            method(self, *keys)
+
+        return call
+
+    monkeypatch.setattr(kind, "rename", dies(rename))
+    monkeypatch.setattr(kind, "delete", dies(delete))
+    with pytest.raises(KeyboardInterrupt):
+        list(verify(cache))
+    monkeypatch.undo()
+    assert not cache.is_done("train", 1)
+
+
+def test_verify_counts_what_it_checks(cache, monkeypatch):
+    monkeypatch.setattr("unet_ray.storage.cache_check.AT_ONCE", 2)
+    cache.objects.delete("train/image/c/1/0/0/0")
+    cache.objects.put("train/label/c/2/0/0", b"x")
+    checked = []
+    assert list(verify(cache, on_checked=lambda: checked.append(1))) == [("train", 2)]
+    assert len(checked) == 4
+
+
+@pytest.mark.parametrize("name", ARRAYS)
 @pytest.mark.parametrize("damage", [b"", b"too short", None], ids=["empty", "short", "missing"])
 def test_verify_finds_damage_in_any_array(cache, name, damage):
     before, tail = hashes(cache), "/0" if name == "image" else ""
     for split in ("train", "validation"):
         key = f"{split}/{name}/c/1/0/0{tail}"
         cache.objects.delete(key) if damage is None else cache.objects.put(key, damage)
-    found = set(cache.verify())
+    found = set(verify(cache))
     # An empty or missing record says by itself that the block is not done.
     assert found == (set() if name == "image" and not damage else {("train", 1), ("validation", 1)})
     assert fill(cache, PLAN) == [("train", 1), ("validation", 1)]
     assert {key: value for key, value in hashes(cache).items() if not key.endswith(".damaged")} == before
-    assert list(cache.verify()) == []
+    assert list(verify(cache)) == []

@@ -10,19 +10,22 @@ import numpy as np
 
 from unet_ray.command import Summary
 from unet_ray.config.augment import AugmentConfig
+from unet_ray.engine.augment_forecast import Forecast, forecast, require_room
 from unet_ray.engine.augment_plan import AugmentPlan, prepare
 from unet_ray.engine.augment_worker import AugmentWorker
-from unet_ray.engine.blocks import run_blocks
+from unet_ray.engine.blocks import Outcome, run_blocks
 from unet_ray.engine.cluster import cluster, pool_size
-from unet_ray.errors import LabelError
+from unet_ray.errors import LabelError, TargetError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.report.pictures import contact_sheet_png
 from unet_ray.report.progress import Progress
+from unet_ray.storage.cache_check import verify
 from unet_ray.storage.objects import open_objects
-from unet_ray.storage.patch_cache import PatchCache
+from unet_ray.storage.patch_cache import ARRAYS, PatchCache
 
 PICTURE = "contact-sheet.png"
 PICTURED = 10
+NAMED_DAMAGE = 8
 
 
 def augment(config: AugmentConfig) -> Summary:
@@ -34,55 +37,53 @@ def augment(config: AugmentConfig) -> Summary:
     Raises:
         InputError: inputs or settings are wrong; nothing was started.
         LabelError: a section cannot be used; training data are never skipped.
+        TargetError: the cache cannot be written, or has no room.
     """
     began = time.time()
     cache = PatchCache(config.cache)
     cache.objects.require_writable()
     plan, made_with = prepare(config)
+    for line in plan.warnings:
+        _say(line)
+    checked: Summary = {}
+    freed = 0
+    if config.overwrite:
+        cache.attributes()  # refuses what is not a patch cache
+        done = BlockSet(plan.cache.blocks)
+        freed = sum(info.size for info in cache.objects.list())
+    else:
+        plan = replace(plan, cache=cache.agreed(plan.cache, made_with))
+        if config.verify:
+            checked = _verify(cache)
+        done = cache.done_blocks(plan.cache)
+    expected = Forecast()
+    if len(done) < done.num_blocks:
+        expected = forecast(cache, plan, done)
+        require_room(cache, expected, freed)
     if config.overwrite:
         cache.overwrite()  # only now: a wrong setting must not cost the old cache
-    plan = replace(plan, cache=cache.create_or_extend(plan.cache, made_with))
-    if config.verify:
-        for split, shard in cache.verify():
-            print(f"augment: {split} shard {shard} of {config.cache} is damaged, made again", file=sys.stderr)
-    held_out = len(plan.validation)
-    done = BlockSet(held_out + plan.cache.shards, cache.done("validation", plan.cache))
-    for shard in cache.done("train", plan.cache):
-        done.add(held_out + shard)
-    skipped = sum(len(plan.cache.patches_of(b - held_out)) for b in done if b >= held_out)
+    cache.create_or_extend(plan.cache, made_with, plan.sources())
+    skipped = plan.cache.patches - expected.patches
     summary: Summary = {
         "status": "complete",
         "seconds": 0.0,
         "startup_seconds": 0.0,
         "patches": plan.cache.patches,
-        "patches_written": 0,
+        "patches_written": expected.patches,
         "patches_skipped": skipped,
         "patches_per_second": 0.0,
+        "bytes_forecast": expected.bytes,
+        "bytes_written": 0,
         "cache": config.cache,
+        **checked,
     }
     if len(done) == done.num_blocks:
         return summary | {"seconds": round(time.time() - began, 2), "note": "the cache was complete; nothing to do"}
-    with cluster():
-        first_row: list[float] = []
-        with Progress("augment", total=plan.cache.patches, unit="patches", already_done=skipped) as progress:
-
-            def on_row(row: dict[str, Any]) -> None:
-                first_row.append(row["started"])
-                progress.advance(row["units"])
-
-            workers = pool_size(config.workers, cpus_each=1)
-            todo = done.num_blocks - len(done)
-            outcome = run_blocks(
-                partial(AugmentWorker, cache, plan),
-                done,
-                workers=workers,
-                cpus_each=1,
-                run_length=max(1, min(64, todo // (workers * 16))),
-                on_row=on_row,
-            )
+    missing = BlockSet(done.num_blocks, done.missing())
+    outcome, first = _make(cache, plan, done, expected, config.workers)
     if outcome.failures:
         block, reason = min(outcome.failures.items())
-        split, shard = ("validation", block) if block < held_out else ("train", block - held_out)
+        split, shard = plan.cache.place(block)
         raise LabelError(
             f"{len(outcome.failures)} of {done.num_blocks} blocks failed; first, {split} shard {shard}: {reason}; "
             "mend the input and run the same command again to do only those"
@@ -90,23 +91,95 @@ def augment(config: AugmentConfig) -> Summary:
     open_objects(config.cache).put(PICTURE, _contact_sheet(cache, plan))
     return summary | {
         "seconds": round(time.time() - began, 2),
-        "startup_seconds": round(min(first_row) - began, 2),
-        "patches_written": outcome.units,
-        "patches_per_second": round(outcome.units / max(outcome.seconds, 1e-9), 2),
+        "startup_seconds": round(first - began, 2),
+        "patches_per_second": round(expected.patches / max(outcome.seconds, 1e-9), 2),
+        "bytes_written": cache.bytes_of(plan.cache, missing),
         "peak_worker_rss_bytes": outcome.peak_worker_rss_bytes,
     }
 
 
+def _say(line: str) -> None:
+    print(f"augment: {line}", file=sys.stderr, flush=True)
+
+
+def _verify(cache: PatchCache) -> Summary:
+    """Check what is there and set aside what is damaged; what was checked, for the summary."""
+    if cache.attributes() is None:
+        return {}
+    blocks = len(cache.done_blocks(cache.plan()))
+    with Progress("augment --verify", total=blocks, unit="blocks") as progress:
+        damaged = list(verify(cache, on_checked=partial(progress.advance, 1)))
+    for split, shard in damaged[:NAMED_DAMAGE]:
+        _say(f"{split} shard {shard} of {cache.path} is damaged, made again")
+    shards = len(ARRAYS) * blocks
+    found = f"{len(damaged)} blocks with damage" if damaged else "all whole"
+    _say(f"{shards:,} shards of {blocks:,} blocks in {cache.path} checked, {found}")
+    return {"shards_checked": shards, "blocks_damaged": len(damaged)}
+
+
+def _make(
+    cache: PatchCache, plan: AugmentPlan, done: BlockSet, expected: Forecast, workers: int | None
+) -> tuple[Outcome, float]:
+    """Make the blocks that are missing; also when the first one began.
+
+    Raises:
+        TargetError: the disk is full or the store lost: nothing else could be written either.
+    """
+    started: list[float] = []
+    skipped, todo = plan.cache.patches - expected.patches, done.num_blocks - len(done)
+    with cluster(), Progress("augment", total=plan.cache.patches, unit="patches", already_done=skipped) as progress:
+
+        def on_row(row: dict[str, Any]) -> None:
+            started.append(row["started"])
+            if row["ok"]:
+                # Not the row's units: of a block that a killed worker had finished there are none.
+                progress.advance(plan.cache.patches_in(int(row["block"])))
+            else:
+                _stop_if_unwritable(cache, expected.bytes_per_patch * plan.cache.patches_per_shard)
+
+        count = pool_size(workers, cpus_each=1)
+        outcome = run_blocks(
+            partial(AugmentWorker, cache, plan),
+            done,
+            workers=count,
+            cpus_each=1,
+            run_length=max(1, min(64, todo // (count * 16))),
+            on_row=on_row,
+        )
+    return outcome, min(started, default=time.time())
+
+
+def _stop_if_unwritable(cache: PatchCache, needed: int) -> None:
+    """End the run where a block failed because no block can be put any more."""
+    cache.objects.require_writable()
+    free = cache.objects.free_bytes()
+    if free is not None and free < needed:
+        raise TargetError(
+            f"{cache.path} is full; free some room and run the same command again; what is complete stays complete"
+        )
+
+
 def _contact_sheet(cache: PatchCache, plan: AugmentPlan) -> bytes:
-    """Picture of patches spread over the whole cache, with label outlines and weight maps."""
+    """Picture of random variants of spread sections, with label outlines and weight maps; the same at each run."""
+    sections = len(plan.training)
+    variants = plan.cache.patches // sections
     count = min(PICTURED, plan.cache.patches)
-    numbers = [int(n) for n in np.linspace(0, plan.cache.patches - 1, count)]
+    rng = np.random.default_rng(plan.settings.seed)
+    chosen: dict[int, list[int]] = {}  # by section
+    for k in range(count):
+        chosen.setdefault(k * sections // count, []).append(k)
+    numbers = [
+        int(variant) * sections + section
+        for section, places in chosen.items()
+        for variant in rng.choice(variants, len(places), replace=False)
+    ]
     patches = [cache.read("train", number) for number in numbers]
     drawn = [plan.drawn(number) for number in numbers]
+    names = [stack["name"] for stack in plan.sources()["stacks"]]
     centre = plan.cache.channels // 2
     return contact_sheet_png(
         [patch.image[centre] for patch in patches],
         [patch.label for patch in patches],
         [patch.weight for patch in patches],
-        [f"section {d.section} variant {d.variant}" for d in drawn],
+        [f"{names[d.stack]} " * (len(names) > 1) + f"section {d.section} variant {d.variant}" for d in drawn],
     )

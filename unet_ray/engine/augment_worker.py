@@ -2,8 +2,8 @@
 
 from unet_ray.engine.augment_plan import AugmentPlan
 from unet_ray.engine.labelled_stacks import SectionMemory, SectionPlace
-from unet_ray.numerics.augment import apply, whole_section
-from unet_ray.storage.patch_cache import Patch, PatchCache
+from unet_ray.numerics.augment import Drawn, apply, whole_section
+from unet_ray.storage.patch_cache import Patch, PatchCache, PatchLike
 
 
 class AugmentWorker:
@@ -13,35 +13,33 @@ class AugmentWorker:
         self.cache, self.plan = cache, plan
         self.memory = SectionMemory(plan.stacks, plan.intensity, plan.settings.context_sections)
 
-    def _split(self, block: int) -> tuple[str, int]:
-        held_out = len(self.plan.validation)
-        return ("validation", block) if block < held_out else ("train", block - held_out)
-
     def is_done(self, block: int) -> bool:
         """Whether the block's record is there."""
-        split, shard = self._split(block)
-        return self.cache.is_done(split, shard)
+        return self.cache.is_done(*self.plan.cache.place(block))
 
     def read(self, block: int) -> None:
         """Nothing: sections are kept from patch to patch, so they are read where they are first used."""
 
     def compute(self, block: int, data: None) -> Patch:
         """The block's patches, stacked."""
-        split, shard = self._split(block)
-        plan = self.plan
-        weighting, balance = plan.settings.weighting, plan.class_weights
+        split, shard = self.plan.cache.place(block)
         if split == "validation":
-            image, labels = self.memory.read(plan.validation[shard])
-            return Patch.stack([whole_section(image, labels, weighting=weighting, class_weights=balance)])
-        patches = []
-        for number in plan.cache.patches_of(shard):
-            drawn = plan.drawn(number)
-            image, labels = self.memory.read(SectionPlace(drawn.stack, drawn.section))
-            patches.append(apply(drawn, image, labels, weighting=weighting, class_weights=balance))
-        return Patch.stack(patches)
+            return Patch.stack([self.held_out(shard)])
+        return Patch.stack([self.patch(self.plan.drawn(number)) for number in self.plan.cache.patches_of(shard)])
 
     def write(self, block: int, result: Patch) -> int:
         """Put the block's shards; returns its training patches."""
-        split, shard = self._split(block)
-        self.cache.put(self.plan.cache, split, shard, result)
-        return len(result.label) if split == "train" else 0
+        self.cache.put(self.plan.cache, *self.plan.cache.place(block), result)
+        return self.plan.cache.patches_in(block)
+
+    def patch(self, drawn: Drawn) -> PatchLike:
+        """One training patch."""
+        image, labels = self.memory.read(SectionPlace(drawn.stack, drawn.section))
+        weighting, balance = self.plan.settings.weighting, self.plan.class_weights
+        return apply(drawn, image, labels, weighting=weighting, class_weights=balance)
+
+    def held_out(self, number: int) -> PatchLike:
+        """One validation section."""
+        image, labels = self.memory.read(self.plan.validation[number])
+        weighting, balance = self.plan.settings.weighting, self.plan.class_weights
+        return whole_section(image, labels, weighting=weighting, class_weights=balance)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -70,6 +71,10 @@ class Objects(ABC):
     @abstractmethod
     def zarr_store(self) -> Any:
         """A zarr store of the same root, for reading."""
+
+    def free_bytes(self) -> int | None:
+        """Bytes that can still be put, or None where nobody tells: an object store has no end."""
+        return None
 
     def delete_all(self, prefix: str = "") -> None:
         """Remove every object below ``prefix``."""
@@ -170,6 +175,11 @@ class LocalObjects(Objects):
         from zarr.storage import LocalStore
 
         return LocalStore(self.root)
+
+    def free_bytes(self) -> int | None:
+        """Of the disk, for this user; a quota is not seen."""
+        there = next(folder for folder in (self.root, *self.root.parents) if folder.is_dir())
+        return shutil.disk_usage(there).free
 
 
 def _why_unwritable(root: Path, error: OSError) -> str:

@@ -1,6 +1,6 @@
 """The patch cache: training patches and whole validation sections in one sharded zarr group."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,16 +10,17 @@ import zarr
 
 from unet_ray.errors import CacheMismatchError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
+from unet_ray.storage.failure import reason
 from unet_ray.storage.fingerprint import differences, fingerprint
 from unet_ray.storage.owned_group import OwnedGroup
 from unet_ray.storage.shards import (
+    DAMAGED,
     ArraySpec,
     ShardCodec,
     present_shards,
     put_array,
     put_group,
     put_shard,
-    set_aside_damaged,
     shard_key,
 )
 
@@ -30,6 +31,7 @@ ARRAYS = ("weight", "label", "image")
 RECORD = "image"
 DTYPES = {"image": "uint8", "label": "uint8", "weight": "float16"}
 AXES = {"image": ("n", "c", "y", "x"), "label": ("n", "y", "x"), "weight": ("n", "y", "x")}
+SPLITS = ("train", "validation")
 
 
 class PatchLike(Protocol):
@@ -104,6 +106,20 @@ class CachePlan:
         first = shard * self.patches_per_shard
         return range(first, min(first + self.patches_per_shard, self.patches))
 
+    @property
+    def blocks(self) -> int:
+        """Blocks of work: the validation sections first, then the training shards."""
+        return self.validation + self.shards
+
+    def place(self, block: int) -> tuple[str, int]:
+        """Split and shard of a block."""
+        return ("validation", block) if block < self.validation else ("train", block - self.validation)
+
+    def patches_in(self, block: int) -> int:
+        """Training patches of a block: none in a validation section."""
+        split, shard = self.place(block)
+        return len(self.patches_of(shard)) if split == "train" else 0
+
 
 class PatchCache(OwnedGroup):
     """A patch cache at a local path or URL."""
@@ -133,12 +149,51 @@ class PatchCache(OwnedGroup):
         stored = self.require()["plan"]
         return CachePlan(**{**stored, "section_px": tuple(stored["section_px"])})
 
-    def create_or_extend(self, plan: CachePlan, made_with: Mapping[str, Any]) -> CachePlan:
+    def agreed(self, plan: CachePlan, made_with: Mapping[str, Any]) -> CachePlan:
+        """The plan in force if the cache were made with ``plan`` now; nothing is written.
+
+        Returns:
+            ``plan``, or that of the cache where it holds more patches: it keeps them.
+
+        Raises:
+            CacheMismatchError: the cache was made with something else, or its record of that was changed.
+        """
+        stored = self.attributes()
+        if stored is None:
+            return plan
+        self.require_unchanged(stored)
+        differing = differences(
+            {"format_version": stored["format_version"], **stored["made_with"]},
+            {"format_version": FORMAT_VERSION, **made_with},
+        )
+        if differing:
+            raise CacheMismatchError(
+                f"cache {self.path} was made with {', '.join(differing)}; choose a new path or pass --overwrite"
+            )
+        held = self.plan()
+        return held if held.patches >= plan.patches else plan
+
+    def require_unchanged(self, stored: Mapping[str, Any]) -> None:
+        """Check that what the attributes say made the cache is what they said when it was made.
+
+        Raises:
+            CacheMismatchError: it does not have the fingerprint that was stored with it.
+        """
+        if fingerprint(stored["made_with"]) != stored["fingerprint"]:
+            raise CacheMismatchError(
+                f"cache {self.path} does not say any more what made it: made_with in its zarr.json was changed "
+                "afterwards, as its fingerprint shows; put the file back as it was, or pass --overwrite"
+            )
+
+    def create_or_extend(
+        self, plan: CachePlan, made_with: Mapping[str, Any], sources: Mapping[str, Any] | None = None
+    ) -> CachePlan:
         """Put the cache's metadata, or extend it to more variants; shards stay as they are.
 
         Args:
             plan: sides and counts wanted.
             made_with: all that decides the patches' bytes, but not how many there are.
+            sources: where the inputs were found this time; files may move, so no fingerprint covers it.
 
         Returns:
             The plan in force: a cache that holds more patches than asked for keeps them.
@@ -146,45 +201,59 @@ class PatchCache(OwnedGroup):
         Raises:
             CacheMismatchError: the cache was made with something else.
         """
-        stored = self.attributes()
-        if stored is not None:
-            differing = differences(stored["made_with"], made_with)
-            if differing:
-                raise CacheMismatchError(
-                    f"cache {self.path} was made with {', '.join(differing)}; choose a new path or pass --overwrite"
-                )
-            held = self.plan()
-            if held.patches >= plan.patches:
-                plan = held
-            elif held.patches % held.patches_per_shard:
-                # The last shard is part-filled: without its record it is made again, whole.
-                self.objects.delete(self._record_key("train", held.shards - 1))
+        plan = self.agreed(plan, made_with)
+        part_filled = self._part_filled(plan)
+        if part_filled is not None:
+            # Without its record it is made again, whole.
+            self.objects.delete(self.shard_key("train", RECORD, part_filled))
         attributes = {
             "format_version": FORMAT_VERSION,
             "plan": {name: getattr(plan, name) for name in CachePlan.__slots__},
             "made_with": dict(made_with),
             "fingerprint": fingerprint(made_with),
+            "sources": dict(sources or {}),
         }
         # First the root, which claims the place; the arrays' metadata are put again at every start.
         put_group(self.objects, "", {ATTRIBUTE: attributes})
-        for split in ("train", "validation"):
+        for split in SPLITS:
             put_group(self.objects, split)
             for name in ARRAYS:
                 put_array(self.objects, f"{split}/{name}", plan.spec(split, name))
         return plan
 
-    def _record_key(self, split: str, shard: int) -> str:
-        return shard_key(f"{split}/{RECORD}", (shard, *(0 for _ in AXES[RECORD][1:])))
+    def _part_filled(self, plan: CachePlan) -> int | None:
+        """The last shard of the cache as it is, where ``plan`` has more patches for it."""
+        if self.attributes() is None:
+            return None
+        held = self.plan()
+        return held.shards - 1 if held.patches < plan.patches and held.patches % held.patches_per_shard else None
+
+    def shard_key(self, split: str, name: str, shard: int) -> str:
+        """Key of one shard of an array."""
+        return shard_key(f"{split}/{name}", (shard, *(0 for _ in AXES[name][1:])))
 
     def is_done(self, split: str, shard: int) -> bool:
         """Whether the record of one shard is there, with at least one byte."""
-        return bool(self.objects.size(self._record_key(split, shard)))
+        return bool(self.objects.size(self.shard_key(split, RECORD, shard)))
 
     def done(self, split: str, plan: CachePlan) -> BlockSet:
         """Shards of a split whose record is there."""
         count = plan.spec(split, RECORD).counts[0]
         places = present_shards(self.objects, f"{split}/{RECORD}")
         return BlockSet(count, (place[0] for place in places if place[0] < count))
+
+    def done_blocks(self, plan: CachePlan) -> BlockSet:
+        """Blocks of ``plan`` that are done, before `create_or_extend` as after it.
+
+        A part-filled last shard that ``plan`` has more patches for is not among them.
+        """
+        done = BlockSet(plan.blocks)
+        part_filled = self._part_filled(plan)
+        for split, first in (("validation", 0), ("train", plan.validation)):
+            for shard in self.done(split, plan):
+                if split != "train" or shard != part_filled:
+                    done.add(first + shard)
+        return done
 
     def put(self, plan: CachePlan, split: str, shard: int, patches: Patch) -> int:
         """Put one shard of every array of a split, the record last.
@@ -205,6 +274,27 @@ class PatchCache(OwnedGroup):
     def read(self, split: str, number: int) -> Patch:
         """One training patch or validation section."""
         return Patch(*(self._array(split, name)[number] for name in ("image", "label", "weight")))
+
+    def find(self, number: int) -> Patch | None:
+        """One training patch as it is stored, or None where its block is not done.
+
+        Raises:
+            VolumeError: the block is done, but a shard of it is missing or damaged.
+        """
+        plan = self.plan()
+        shard = number // plan.patches_per_shard
+        if number >= plan.patches or not self.is_done("train", shard):
+            return None
+        damaged = f"train shard {shard} of patch cache {self.path} is damaged"
+        remedy = "run its jobs/augment.py command again with --verify"
+        for name in ARRAYS:
+            # zarr reads what is missing or empty as fill values.
+            if not self.objects.size(self.shard_key("train", name, shard)):
+                raise VolumeError(f"{damaged} (its {name} is missing); {remedy}")
+        try:
+            return self.read("train", number)
+        except Exception as error:  # zarr and its codecs raise many kinds; all mean that the bytes are bad
+            raise VolumeError(f"{damaged} ({reason(error)}); {remedy}") from error
 
     def _array(self, split: str, name: str) -> Any:
         key = f"{split}/{name}"
@@ -227,21 +317,13 @@ class PatchCache(OwnedGroup):
                     "run the same jobs/augment.py command again to finish it"
                 )
 
-    def verify(self) -> Iterator[tuple[str, int]]:
-        """Check every shard's size and checksums; set aside what fails, record included.
-
-        Yields:
-            (split, shard) of each block that the next augment run will make again.
-        """
-        plan = self.plan()
-        for split in ("train", "validation"):
-            done = self.done(split, plan)
-            for shard in done:
-                failed = []
-                for name in ARRAYS:
-                    spec = plan.spec(split, name)
-                    place = (shard, *(0 for _ in spec.shape[1:]))
-                    failed += set_aside_damaged(self.objects, f"{split}/{name}", spec, [place])
-                if failed:
-                    self.objects.delete(self._record_key(split, shard))
-                    yield split, shard
+    def bytes_of(self, plan: CachePlan, blocks: BlockSet) -> int:
+        """Bytes of the shards of ``blocks``, all arrays, by one listing of each split."""
+        total = 0
+        for split, first in (("validation", 0), ("train", plan.validation)):
+            for info in self.objects.list(f"{split}/"):
+                _, _, place = info.key.partition("/c/")
+                number = place.partition("/")[0]
+                if number.isdigit() and not place.endswith(DAMAGED) and first + int(number) in blocks:
+                    total += info.size
+        return total
