@@ -99,6 +99,7 @@ def contact_sheet_png(
         for ax in grid.flat:
             _bare(ax)
         largest = 1.0 if weights is None else max(float(np.max(weight)) for weight in weights)
+        colours = mpl.colormaps["viridis"].with_extremes(bad="0.8")
         for k, (image, label, caption) in enumerate(zip(images, labels, captions, strict=True)):
             line, column = divmod(k, columns)
             ax = grid[line * each, column]
@@ -106,9 +107,11 @@ def contact_sheet_png(
             _outlined(ax, image, label)
             if weights is not None:
                 below = grid[line * each + 1, column]
-                shown = below.imshow(np.asarray(weights[k], np.float32), cmap="viridis", vmin=0, vmax=largest)
+                weight = np.ma.masked_equal(np.asarray(weights[k], np.float32), 0)
+                shown = below.imshow(weight, cmap=colours, vmin=0, vmax=largest)
         if weights is not None:
-            figure.colorbar(shown, ax=grid, label="weight of the pixel in the loss", shrink=0.6, aspect=40)
+            meaning = "weight of the pixel in the loss (grey: ignored)"
+            figure.colorbar(shown, ax=grid, label=meaning, shrink=0.6, aspect=40)
         if title:
             figure.suptitle(title)
         return png_bytes(figure)
@@ -161,7 +164,8 @@ def _scale_bar(ax: Axes, shape: Sequence[int], voxel_size_nm: Sequence[float]) -
 
 
 def _outlined(ax: Axes, image: NDArray[Any], label: NDArray[Any]) -> None:
-    ax.imshow(image, cmap="gray")
+    # 8 bits as they are: stretched, a patch's brightness and contrast would not show.
+    ax.imshow(image, cmap="gray", vmin=0, vmax=255 if image.dtype == np.uint8 else None)
     top, left = ((a - b) / 2 for a, b in zip(image.shape, label.shape, strict=True))
     extent = (left - 0.5, left + label.shape[1] - 0.5, top - 0.5, top + label.shape[0] - 0.5)
     levels = np.arange(int(label.max())) + 0.5
