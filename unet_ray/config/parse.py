@@ -187,7 +187,7 @@ def _one_sentence(printed: str) -> str:
         # pydantic appends which alternative of a union it tried.
         names = [*([] if under == kind else [under]), *([] if key is None else [key.partition(".")[0]])]
         option = f"--{'.'.join(names)}".replace("_", "-")
-        text = f"{option} was given {given}: {why}" if key is not None else f"{option}: {why}"
+        text = f"{option} was given {given}: {why}" if key is not None else f"{option}: {why}" if names else why
     for heading in ("Value error", "Parsing error", "Invalid choice", "Missing argument"):
         text = text.removeprefix(f"{heading} ")
     return f"{text.strip().rstrip('.')}; see --help for what each option takes"
