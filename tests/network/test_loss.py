@@ -1,11 +1,11 @@
-"""Cross-entropy sums against the formula, and the cases where nothing counts."""
+"""Losses against their formulas in plain loops, how they split, and the cases where nothing counts."""
 
 import math
 
 import pytest
 import torch
 
-from unet_ray.network.loss import cross_entropy
+from unet_ray.network.loss import Loss, cross_entropy, dice_losses
 
 
 def draw(*shape, seed=1):
@@ -64,3 +64,88 @@ def test_no_weight_is_no_loss():
 def test_shapes_must_fit():
     with pytest.raises(ValueError, match="do not fit"):
         cross_entropy(draw(1, 1, 4, 4), torch.zeros(1, 3, 4))
+
+
+def probabilities(logits):
+    z = logits.tolist()
+    z = [0.0, *z] if len(z) == 1 else z
+    return [math.exp(v) / sum(math.exp(w) for w in z) for v in z]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4])
+def test_dice_equals_the_plain_loop(classes):
+    logits = draw(3, classes, 4, 5)
+    labels = (draw(3, 4, 5, seed=2).abs() * 100).to(torch.uint8) % max(classes, 2)
+    weights = (draw(3, 4, 5, seed=3) - 0.3).clamp_min(0)  # most pixels weigh nothing
+    for n, found in enumerate(dice_losses(logits, labels, weights).tolist()):
+        counted = [(y, x) for y in range(4) for x in range(5) if weights[n, y, x] > 0]
+        scores = []
+        for k in [1] if classes == 1 else range(classes):
+            p = [probabilities(logits[n, :, y, x])[k] for y, x in counted]
+            t = [float(labels[n, y, x] == k) for y, x in counted]
+            scores.append((2 * sum(a * b for a, b in zip(p, t, strict=True)) + 1) / (sum(p) + sum(t) + 1))
+        assert found == pytest.approx(1 - sum(scores) / len(scores), rel=1e-12)
+
+
+def test_dice_ignores_what_has_no_weight_and_not_how_much():
+    logits = draw(1, 3, 2, 4).requires_grad_()
+    labels = torch.tensor([[[0, 1, 2, 1], [255, 0, 1, 2]]])
+    weights = torch.tensor([[[1.0, 5.0, 0.1, 2.0], [0.0, 1.0, 1.0, 0.0]]])
+    found = dice_losses(logits, labels, weights)
+    found.sum().backward()
+    assert not bool(logits.grad[0, :, 1, [0, 3]].any())
+    assert torch.equal(found, dice_losses(logits, labels, (weights > 0).double()))
+    assert dice_losses(draw(1, 1, 2, 4), labels, torch.zeros(1, 2, 4)).tolist() == [0.0]
+    assert dice_losses(draw(1, 2, 2, 4), labels, torch.zeros(1, 2, 4)).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_label_smoothing_spreads_the_label(classes):
+    logits, weights = draw(1, classes, 3, 3), draw(1, 3, 3, seed=5).abs()
+    labels = (draw(1, 3, 3, seed=4).abs() * 100).to(torch.uint8) % max(classes, 2)
+    kinds = max(classes, 2)
+    every = [cross_entropy(logits, torch.full((1, 3, 3), k), weights).loss for k in range(kinds)]
+    expected = 0.8 * cross_entropy(logits, labels, weights).loss + 0.2 * sum(every) / kinds
+    smooth = cross_entropy(logits, labels, weights, label_smoothing=0.2).loss
+    assert float(smooth) == pytest.approx(float(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", [Loss(), Loss(0.0, 2.0), Loss(0.5, 1.5, 0.1)])
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_parts_of_a_batch_add_up_to_it(loss, cut):
+    logits, labels = draw(4, 2, 5, 5), (draw(4, 5, 5, seed=2) > 0.5).to(torch.uint8)
+    weights = draw(4, 5, 5, seed=3).abs()
+    weights[2] = 0  # a sample that nobody labelled is no sample of the Dice loss
+
+    def both(rows):
+        given = labels[rows], weights[rows]
+        return loss.per_sample(logits[rows], *given).sum(0), loss.denominators(*given)
+
+    sums, denominators = both(slice(None))
+    parts = [both(slice(0, cut)), both(slice(cut, None))]
+    assert torch.allclose(sum(part[0] for part in parts), sums, rtol=1e-13)
+    assert torch.allclose(sum(part[1] for part in parts), denominators, rtol=1e-13)
+    expected = 0.0
+    if loss.cross_entropy:
+        pair = cross_entropy(logits, labels, weights, label_smoothing=loss.label_smoothing)
+        expected += loss.cross_entropy * float(pair.mean)
+    if loss.dice:
+        expected += loss.dice * float(dice_losses(logits, labels, weights).sum()) / 3
+    assert float(sums @ loss.shares(denominators)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_notebooks_loss_is_binary_cross_entropy():
+    logits, labels = draw(2, 1, 4, 4), (draw(2, 4, 4, seed=2) > 0).to(torch.uint8)
+    found = Loss().per_sample(logits, labels).sum() / Loss().denominators(labels)[0]
+    expected = torch.nn.functional.binary_cross_entropy(torch.sigmoid(logits[:, 0]), labels.double())
+    assert float(found) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_nothing_known_has_share_0():
+    loss = Loss(1.0, 1.0)
+    assert loss.shares(loss.denominators(torch.zeros(2, 3, 3), torch.zeros(2, 3, 3))).tolist() == [0, 0]
+
+
+def test_no_term_is_no_loss():
+    with pytest.raises(AssertionError, match="above 0"):
+        Loss(0.0, 0.0)

@@ -62,6 +62,24 @@ def test_round_trip_gives_the_same_network():
     assert torch.equal(network_from_state(config, state)(images), MODEL(images))
 
 
+@pytest.mark.parametrize("preset", ["default", "paper", "keras"])
+def test_a_network_of_context_sections_goes_through_the_file(preset):
+    config = network_config(preset, base_channels=2, depth=2, in_channels=5)
+    metadata = METADATA.model_copy(update={"network": config, "context_sections": 2})
+    model = new_network(config, seed=1).eval()
+    found, state, read = decode(encode(model, metadata))
+    assert (found.in_channels, read.context_sections) == (5, 2)
+    images = torch.rand(1, 5, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(network_from_state(found, state)(images), model(images))
+    # The channels are the sections in their order, and each of them counts.
+    changed = [float((model(images) - model(images.roll(1, 1))).detach().abs().max())]
+    for channel in range(5):
+        other = images.clone()
+        other[:, channel] += 0.5
+        changed.append(float((model(images) - model(other)).detach().abs().max()))
+    assert min(changed) > 1e-4
+
+
 def test_bytes_depend_on_content_alone():
     model = new_network(CONFIG, seed=1).to(memory_format=torch.channels_last)
     assert encode(model, METADATA) == DATA

@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, ReduceLROnPlateau, SequentialLR
 
 from unet_ray.network.schedule import Schedule
 
@@ -25,6 +25,22 @@ def test_one_cycle_is_torchs():
             cycle.step()
     assert ours.rate(49) == pytest.approx(1e-5)
     assert ours.rate(1000) == ours.rate(49)
+
+
+def test_cosine_with_warm_up_is_torchs():
+    theirs = optimizer()
+    rising = LinearLR(theirs, start_factor=1 / 11, total_iters=10)
+    cosine = SequentialLR(theirs, [rising, CosineAnnealingLR(theirs, T_max=40)], milestones=[10])
+    ours = Schedule("cosine", 0.1, total_steps=50, warm_up=0.2)
+    for step in range(50):
+        assert ours.rate(step) == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-9), step
+        theirs.step()
+        cosine.step()
+    assert ours.rate(49) > 0
+    assert ours.rate(50) == ours.rate(1000) == 0
+    assert Schedule("cosine", 0.1, total_steps=50).rate(3) == pytest.approx(0.1, rel=1e-2)  # 1/20 of the steps
+    assert Schedule("cosine", 0.1, total_steps=50, warm_up=0.0).rate(0) == 0.1
+    assert Schedule("cosine", 0.1, total_steps=1).rate(0) > 0
 
 
 def test_plateau_is_torchs():

@@ -1,132 +1,23 @@
-"""The training step: ranks with unequal weights take the step of one process; nothing silent on NaN."""
+"""The training step alone: it learns, it clips, and it never goes on silently with what is not finite."""
 
 import copy
-from dataclasses import dataclass
-from threading import Barrier, Thread
+import io
 
 import pytest
 import torch
-from torch import Tensor
 
 from unet_ray.config.network import network_config
 from unet_ray.errors import TrainingDivergedError
 from unet_ray.network.batch_norm import BatchNorm, set_reduce
-from unet_ray.network.step import Batch, make_optimizer, train_step, validation_loss
+from unet_ray.network.loss import Loss
+from unet_ray.network.step import Batch, make_optimizer, make_scaler, train_step, validation_loss
 from unet_ray.network.unet import new_network
 
-
-def patches(count, side, margin=0, seed=1, low=0.0):
-    generator = torch.Generator().manual_seed(seed)
-    window = side + 2 * margin
-    image = torch.randint(0, 256, (count, 1, window, window), dtype=torch.uint8, generator=generator)
-    label = torch.randint(0, 2, (count, side, side), dtype=torch.uint8, generator=generator)
-    weight = low + torch.rand(count, side, side, dtype=torch.float64, generator=generator)
-    weight *= torch.arange(1, count + 1).reshape(-1, 1, 1)  # unequal totals per rank
-    return Batch(image, label, weight)
+SMALL = network_config("default", base_channels=2, depth=2)
 
 
-def part(batch, rows):
-    return Batch(*(None if value is None else value[rows] for value in batch))
-
-
-@dataclass
-class Ranks:
-    """Sums over ranks that are threads, and gradients averaged as DistributedDataParallel does."""
-
-    size: int
-
-    def __post_init__(self):
-        self.barrier = Barrier(self.size)
-        self.slots = [None] * self.size
-
-    def total(self, rank, value):
-        self.slots[rank] = value.detach().clone()
-        self.barrier.wait(timeout=20)
-        result = torch.stack(tuple(self.slots)).sum(0)
-        self.barrier.wait(timeout=20)
-        return result
-
-    def reduce(self, rank):
-        ranks = self
-
-        class Sum(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, value: Tensor) -> Tensor:
-                return ranks.total(rank, value)
-
-            @staticmethod
-            def backward(ctx, gradient: Tensor) -> Tensor:
-                return ranks.total(rank, gradient)
-
-        return Sum.apply
-
-    def run(self, work):
-        results, failures = [None] * self.size, []
-
-        def body(rank):
-            try:
-                results[rank] = work(rank)
-            except BaseException as error:
-                failures.append(error)
-                self.barrier.abort()
-
-        threads = [Thread(target=body, args=(rank,)) for rank in range(self.size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failures:
-            raise failures[0]
-        return results
-
-
-def train_alone(model, batches, optimizer_name):
-    optimizer = make_optimizer(model, optimizer_name, 0.01)
-    return [train_step(model, batch, optimizer, step=i) for i, batch in enumerate(batches)]
-
-
-def train_in_ranks(model, batches, optimizer_name, splits):
-    ranks = Ranks(len(splits))
-    models = [copy.deepcopy(model) for _ in splits]
-
-    def work(rank):
-        reduce = ranks.reduce(rank)
-        own = models[rank]
-        set_reduce(own, reduce)
-        optimizer = make_optimizer(own, optimizer_name, 0.01)
-
-        def average(parameter):
-            parameter.grad.copy_(ranks.total(rank, parameter.grad) / ranks.size)
-
-        for parameter in own.parameters():
-            parameter.register_post_accumulate_grad_hook(average)
-        return [
-            train_step(own, part(batch, splits[rank]), optimizer, step=i, world_size=ranks.size, reduce=reduce)
-            for i, batch in enumerate(batches)
-        ]
-
-    return models, ranks.run(work)
-
-
-@pytest.mark.parametrize(
-    ("preset", "side", "margin", "optimizer"),
-    [("paper", 4, 20, "sgd"), ("keras", 16, 0, "adam"), ("default", 16, 0, "adamw")],
-)
-@pytest.mark.parametrize("splits", [([0, 1, 2], [3]), ([0, 1, 2, 3], [])], ids=["3+1", "4+0"])
-def test_two_ranks_take_the_steps_of_one(preset, side, margin, optimizer, splits):
-    config = network_config(preset, base_channels=2, depth=3, dropout=0.0)
-    model = new_network(config, seed=1).double()
-    batches = [patches(4, side, margin, seed) for seed in range(3)]
-    alone = copy.deepcopy(model)
-    one = train_alone(alone, batches, optimizer)
-    models, results = train_in_ranks(model, batches, optimizer, splits)
-    for mine, of_rank in zip(one, results[0], strict=True):
-        assert of_rank.loss == pytest.approx(mine.loss, rel=1e-12)
-        assert (of_rank.samples, of_rank.weight) == (4, pytest.approx(mine.weight, rel=1e-12))
-    for name, tensor in alone.state_dict().items():
-        assert not torch.equal(tensor, model.state_dict()[name]), f"{name} did not move: nothing is tested"
-        for of_rank in models:
-            assert torch.allclose(of_rank.state_dict()[name], tensor, rtol=1e-8, atol=1e-10), name
+def unchanged(model, before):
+    return all(torch.equal(before[name], value) for name, value in model.named_parameters())
 
 
 def test_batch_norm_with_a_sum_equals_torch():
@@ -143,43 +34,173 @@ def test_batch_norm_with_a_sum_equals_torch():
     assert torch.allclose(ours.eval()(images), theirs.eval()(images), atol=1e-6)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change():
-    model = new_network(network_config("default", base_channels=2, depth=2), seed=1)
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(patches):
+    model = new_network(SMALL, seed=1)
     optimizer = make_optimizer(model, "adamw", 0.1)
-    batch = patches(1, 8)
+    batch = patches(3, 8)
     train_step(model, batch, optimizer, step=0)
     before = copy.deepcopy(model.state_dict())
-    batch.weight[0, 0, 0] = float("inf")
-    with pytest.raises(TrainingDivergedError, match="training step 17") as caught:
+    batch.weight[1, 7, 0] = float("inf")
+    batch.weight[2, 7, 0] = float("nan")
+    said = r"^training step 17: the loss is nan, not a finite number \(patches 101, 102\); the weights .* run again$"
+    with pytest.raises(TrainingDivergedError, match=said) as caught:
         train_step(model, batch, optimizer, step=17)
     assert "\n" not in str(caught.value)
-    assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
+    assert unchanged(model, before)
+    with pytest.raises(TrainingDivergedError, match="not a finite number; the weights"):
+        train_step(model, batch._replace(number=None), optimizer, step=17)
 
 
-def test_a_batch_without_weight_is_no_step():
+def test_a_gradient_that_is_not_finite_stops_too(patches):
+    model = new_network(SMALL, seed=1)
+    optimizer = make_optimizer(model, "adamw", 0.1)
+    train_step(model, patches(2, 8), optimizer, step=0)
+    before = copy.deepcopy(model.state_dict())
+    handle = model.out.weight.register_hook(lambda gradient: gradient * float("inf"))
+    said = r"step 3: the norm of the gradient is (inf|nan), not a finite number \(patches 100, 101\); the weights"
+    with pytest.raises(TrainingDivergedError, match=said):
+        train_step(model, patches(2, 8), optimizer, step=3, max_gradient_norm=1.0)
+    assert unchanged(model, before)
+    handle.remove()
+    assert train_step(model, patches(2, 8), optimizer, step=3).stepped
+
+
+def test_a_batch_without_weight_is_no_step(patches):
     model = new_network(network_config("keras", base_channels=2, depth=2), seed=1)
     optimizer = make_optimizer(model, "adam", 0.1)
     batch = patches(1, 8)
-    train_step(model, batch, optimizer, step=0)  # from now on Adam's momentum would move the weights
+    assert train_step(model, batch, optimizer, step=0).stepped  # from now on Adam's momentum would move the weights
     before = copy.deepcopy(model.state_dict())
-    result = train_step(model, batch._replace(weight=torch.zeros(1, 8, 8)), optimizer, step=1)
-    assert (result.loss, result.weight) == (0, 0)
-    assert all(torch.equal(before[name], value) for name, value in model.named_parameters())
+    unlabelled = batch._replace(weight=torch.zeros(1, 8, 8))
+    for loss in (Loss(), Loss(1.0, 1.0)):
+        result = train_step(model, unlabelled, optimizer, step=1, loss=loss)
+        assert (result.loss, result.gradient_norm, result.stepped) == (0, 0, False)
+        assert unchanged(model, before)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_it_learns_and_validation_does_not(precision):
+@pytest.mark.parametrize("most", [0.01, 0.2, 100.0])
+def test_the_gradient_is_cut_down_to_its_largest_norm(patches, most):
+    """Plain gradient descent moves by rate x gradient, so the weights tell the gradient."""
+    config = network_config("keras", base_channels=2, depth=2)
+    moves, norms = [], []
+    for limit in (None, most):
+        model = new_network(config, seed=1).double()
+        before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+        optimizer = make_optimizer(model, "sgd", 1.0, momentum=0.0)
+        norms.append(train_step(model, patches(2, 8), optimizer, step=0, max_gradient_norm=limit).gradient_norm)
+        moves.append(torch.nn.utils.parameters_to_vector(model.parameters()).detach() - before)
+    assert norms[0] == norms[1] == pytest.approx(float(moves[0].norm()), rel=1e-9)
+    assert 0.2 < norms[0] < 100
+    assert torch.allclose(moves[1], moves[0] * min(1.0, most / norms[0]), rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("loss", [Loss(), Loss(0.0, 1.0)], ids=["cross-entropy", "dice"])
+def test_it_learns_and_validation_does_not(patches, precision, loss):
     model = new_network(network_config("default", base_channels=4, depth=3), seed=1)
     optimizer = make_optimizer(model, "adamw", 0.01)
+    scaler = make_scaler(precision, "cpu")
     image = patches(2, 32).image
     batch = Batch(image, (image[:, 0] > 128).to(torch.uint8)).to("cpu")
-    losses = [train_step(model, batch, optimizer, step=i, precision=precision).loss for i in range(30)]
-    assert losses[-1] < 0.5 * losses[0]
+    results = [
+        train_step(model, batch, optimizer, step=i, precision=precision, loss=loss, scaler=scaler) for i in range(30)
+    ]
+    assert results[-1].loss < 0.5 * results[0].loss
     before = copy.deepcopy(model.state_dict())
-    checked = validation_loss(model, batch, precision=precision)
-    assert checked.weight == 2 * 32 * 32
-    assert checked.loss < losses[0]
+    checked = validation_loss(model, batch, precision=precision, loss=loss)
+    assert (checked.samples, checked.stepped) == (2, False)
+    assert checked.loss < results[0].loss
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_terms_are_told_apart(patches):
+    model = new_network(network_config("default", base_channels=2, depth=2), seed=1).double()
+    found = [validation_loss(model, patches(2, 8), loss=loss) for loss in (Loss(), Loss(0, 1), Loss(2.0, 3.0, 0.0))]
+    assert found[2].terms == pytest.approx({"cross_entropy": found[0].loss, "dice": found[1].loss}, rel=1e-12)
+    assert found[2].loss == pytest.approx(2 * found[0].loss + 3 * found[1].loss, rel=1e-12)
+
+
+def test_scaled_gradients_are_the_same_gradients(patches):
+    """In float64 the scaler's factor, a power of 2, leaves no trace: clipped step for clipped step."""
+    states = []
+    for precision in ("float32", "float16"):
+        model = new_network(SMALL, seed=1).double()
+        optimizer, scaler = make_optimizer(model, "adamw", 0.01), make_scaler(precision, "cpu")
+        assert (scaler is None) == (precision == "float32")
+        for step in range(3):
+            result = train_step(
+                InItsOwnDtype(model), patches(2, 8, seed=step), optimizer, step=step,
+                precision=precision, scaler=scaler, max_gradient_norm=0.5,
+            )  # fmt: skip
+            assert result.stepped
+        states.append(model.state_dict())
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+
+
+class InItsOwnDtype(torch.nn.Module):
+    """A network that computes in its own dtype whatever autocast says."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        with torch.autocast("cpu", enabled=False):
+            return self.model(images)
+
+
+def test_an_overflow_is_skipped_and_a_divergence_is_not(patches):
+    model = new_network(SMALL, seed=1)
+    optimizer, scaler = make_optimizer(model, "adamw", 0.01), make_scaler("float16", "cpu")
+    how = {"precision": "float16", "scaler": scaler}
+    assert train_step(model, patches(2, 8), optimizer, step=0, **how).stepped
+    before, scale = copy.deepcopy(model.state_dict()), scaler.get_scale()
+    model.out.weight.register_hook(lambda gradient: gradient * float("inf"))
+    assert not train_step(model, patches(2, 8), optimizer, step=1, **how).stepped
+    assert unchanged(model, before)
+    assert scaler.get_scale() == scale / 2
+    stored = io.BytesIO()
+    torch.save(scaler.state_dict(), stored)
+    stored.seek(0)
+    again = make_scaler("float16", "cpu")
+    again.load_state_dict(torch.load(stored, weights_only=True))
+    assert again.get_scale() == scale / 2
+    while scaler.get_scale() >= 1:
+        assert not train_step(model, patches(2, 8), optimizer, step=2, **how).stepped
+    with pytest.raises(TrainingDivergedError, match="step 3: the norm of the gradient"):
+        train_step(model, patches(2, 8), optimizer, step=3, **how)
+    assert unchanged(model, before)
+
+
+def test_float16_without_a_scaler_is_a_mistake(patches):
+    model = new_network(SMALL, seed=1)
+    with pytest.raises(AssertionError, match="float16 goes with a scaler"):
+        train_step(model, patches(1, 8), make_optimizer(model, "adam", 0.1), step=0, precision="float16")
+
+
+def test_the_step_decides_the_dropout_and_the_global_random_state_does_not(patches):
+    model = new_network(network_config("keras", base_channels=2, depth=2), seed=1).double()
+
+    def loss_of(random_state, batch, **how):
+        torch.manual_seed(random_state)
+        return train_step(copy.deepcopy(model), batch, make_optimizer(model, "sgd", 0.0), **how).loss
+
+    batch = patches(2, 8)
+    first = loss_of(1, batch, step=4, seed=9)
+    assert loss_of(2, batch, step=4, seed=9) == first
+    assert loss_of(2, batch._replace(position=None), step=4, seed=9) == first  # one rank: positions are 0, 1, ...
+    others = [loss_of(1, batch, step=5, seed=9), loss_of(1, batch, step=4, seed=8)]
+    others.append(loss_of(1, batch._replace(position=torch.tensor([1, 0])), step=4, seed=9))
+    assert len({first, *others}) == 4
+
+
+@pytest.mark.parametrize(("count", "pieces", "sizes"), [(5, 2, [3, 2]), (2, 3, [1, 1, 0]), (0, 2, [0, 0])])
+def test_pieces_in_order(patches, count, pieces, sizes):
+    batch = patches(count, 8)._replace(weight=None)
+    parts = list(batch.split(pieces))
+    assert [len(part.image) for part in parts] == sizes
+    assert torch.cat([part.number for part in parts]).tolist() == batch.number.tolist()
+    assert all(part.weight is None for part in parts)
 
 
 def test_optimizers_are_what_they_are_called():

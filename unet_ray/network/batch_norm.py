@@ -32,23 +32,25 @@ class BatchNorm(nn.BatchNorm2d):
         mean, variance = mean.double(), variance.double()
         count = torch.full_like(mean, input.numel() / input.shape[1])
         total = self.reduce(torch.stack((count, count * mean, count * (variance + mean * mean))))
-        size = total[0]
+        size = total[0].clamp_min(1)  # 0 where no rank has a patch
         mean = total[1] / size
         variance = (total[2] / size - mean * mean).clamp_min(0)
-        self._follow(mean.detach(), variance.detach(), float(size[0].detach()))
+        self._follow(mean.detach(), variance.detach(), total[0].detach())
         scale = torch.rsqrt(variance + self.eps) * self.weight
         shift = self.bias - mean * scale
         return torch.addcmul(_column(shift, exact), exact, _column(scale, exact)).to(input.dtype)
 
-    def _follow(self, mean: Tensor, variance: Tensor, size: float) -> None:
+    def _follow(self, mean: Tensor, variance: Tensor, size: Tensor) -> None:
+        """Move the running statistics; without a number for Python, so that a GPU is not waited for."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        unbiased = variance * (size / max(size - 1, 1))
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        self.num_batches_tracked.add_((size[0] > 0).to(self.num_batches_tracked.dtype))
+        momentum = (self.momentum * (size > 0).double()).to(self.running_mean.dtype)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        unbiased = variance * (size / (size - 1).clamp_min(1))
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
 
 
 def _column(per_channel: Tensor, like: Tensor) -> Tensor:

@@ -1,5 +1,10 @@
-"""Cross-entropy as a pair of sums, so that ranks can divide by the weight of the global batch."""
+"""Losses as sums and denominators, so that ranks and micro-batches make up exactly the loss of the global batch.
 
+Each term is (sum over samples) / (denominator of the global batch), and the denominator follows from labels
+and weights alone: it is known before the forward pass, however the batch is split.
+"""
+
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,7 +24,70 @@ class LossSum(NamedTuple):
         return self.loss / self.weight.clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> LossSum:
+@dataclass(frozen=True)
+class Loss:
+    """Cross-entropy and Dice loss with coefficients; a term with coefficient 0 is not computed.
+
+    The paper's loss is `Loss()` of a weighted batch, the notebook's `Loss()` of one logit without weights.
+
+    Args:
+        cross_entropy: coefficient of the weighted mean of `cross_entropy` over pixels.
+        dice: coefficient of the mean of `dice_losses` over samples.
+        label_smoothing: of the cross-entropy, 0 to 1.
+
+    >>> logits = torch.zeros(1, 1, 2, 2)
+    >>> labels = torch.tensor([[[0, 1], [1, 1]]])
+    >>> loss = Loss(cross_entropy=1.0, dice=0.5)
+    >>> loss.per_sample(logits, labels).tolist(), loss.denominators(labels).tolist()  # 4 ln 2; 1 - 4/6
+    ([[2.7725887298583984, 0.3333333134651184]], [4.0, 1.0])
+    """
+
+    cross_entropy: float = 1.0
+    dice: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no loss."""
+        assert min(self.cross_entropy, self.dice) >= 0
+        assert self.terms, "one coefficient must be above 0"
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """Coefficient of each term that takes part, by its name."""
+        named = {"cross_entropy": self.cross_entropy, "dice": self.dice}
+        return {name: coefficient for name, coefficient in named.items() if coefficient}
+
+    def denominators(self, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """(terms,) float64 by which the sums of the terms are divided: sum of weights; samples with any weight.
+
+        Those of the parts of a batch add up to the batch's.
+        """
+        if weights is None:
+            weight, samples = labels.new_tensor(labels.numel(), dtype=torch.float64), labels.new_tensor(len(labels))
+        else:
+            weight, samples = weights.sum(dtype=torch.float64), (weights > 0).flatten(1).any(1).sum()
+        found = {"cross_entropy": weight, "dice": samples.double()}
+        return torch.stack([found[name] for name in self.terms])
+
+    def per_sample(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """(n, terms) sums of each sample, differentiable; arguments are those of `cross_entropy`."""
+        found = []
+        for name in self.terms:
+            if name == "dice":
+                found.append(dice_losses(logits, labels, weights))
+            else:
+                found.append(_pixel_losses(logits, labels, weights, self.label_smoothing).flatten(1).sum(1))
+        return torch.stack(found, dim=1)
+
+    def shares(self, denominators: Tensor) -> Tensor:
+        """(terms,) float64 whose dot product with the terms' sums is the loss; 0 where nothing has weight."""
+        coefficients = denominators.new_tensor(list(self.terms.values()))
+        return torch.where(denominators == 0, 0.0, coefficients / denominators)
+
+
+def cross_entropy(
+    logits: Tensor, labels: Tensor, weights: Tensor | None = None, *, label_smoothing: float = 0.0
+) -> LossSum:
     """Pixel-wise cross-entropy of logits, weighted.
 
     With one logit z it is binary cross-entropy of the membrane; with two, softmax cross-entropy,
@@ -30,28 +98,72 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None)
         labels: (n, h, w), any whole-number dtype.
         weights: (n, h, w), any float dtype, 0 or more; 0 ignores the pixel whatever its label is.
             None: 1 everywhere (the notebook's loss).
+        label_smoothing: share of the label that is spread evenly over the classes, 0 to 1.
 
     Returns:
         Scalars: the loss sum (float32; float64 for float64 logits; differentiable) and the weight
         sum (float64).
 
-    Source: Ronneberger et al. 2015, equation 1.
+    Source: Ronneberger et al. 2015, equation 1; label smoothing: Szegedy et al. 2016.
 
     >>> logits = torch.zeros(1, 1, 1, 2)
     >>> pair = cross_entropy(logits, torch.tensor([[[0, 1]]]), torch.tensor([[[1.0, 3.0]]]))
     >>> float(pair.loss), float(pair.weight)  # 4 ln 2
     (2.7725887298583984, 4.0)
     """
+    loss = _pixel_losses(logits, labels, weights, label_smoothing).sum()
+    return LossSum(loss, Loss().denominators(labels, weights)[0])
+
+
+def dice_losses(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """1 - soft Dice coefficient of each sample: overlap, which does not fade where membrane is rare.
+
+    The coefficient is (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) over the pixels that have weight, p the
+    probability and t the truth, 0 or 1; the 1 pixel keeps samples without membrane defined. With one logit it
+    is the membrane's, with more the mean over the classes. Each sample has its own, so that the
+    mean over a batch does not depend on how the batch is split.
+
+    Args:
+        logits: (n, k, h, w) as for `cross_entropy`.
+        labels: (n, h, w).
+        weights: (n, h, w); 0 leaves the pixel out, all others count alike. None: all count.
+
+    Returns:
+        (n,), 0 to 1; 0 for a sample without any weight. float32, or float64 for float64 logits; differentiable.
+
+    Source: Milletari et al., "V-Net", 3DV 2016; per sample: Drozdzal et al. 2016.
+
+    >>> sure = torch.tensor([[[[9.0, 9.0, -9.0, -9.0]]]])
+    >>> [round(float(dice_losses(sure, torch.tensor([[row]]))[0]), 3) for row in ([1, 1, 0, 0], [0, 0, 1, 1])]
+    [0.0, 0.8]
+    """
+    exact, labels = _checked(logits, labels, weights)
+    if exact.shape[1] == 1:
+        probability, truth = torch.sigmoid(exact), labels[:, None].to(exact.dtype)
+    else:
+        probability = torch.softmax(exact, dim=1)
+        truth = functional.one_hot(labels.long(), exact.shape[1]).movedim(-1, 1).to(exact.dtype)
+    if weights is not None:
+        known = (weights > 0)[:, None].to(exact.dtype)
+        probability, truth = probability * known, truth * known
+    overlap, size = (probability * truth).sum((2, 3)), probability.sum((2, 3)) + truth.sum((2, 3))
+    return (1 - (2 * overlap + 1) / (size + 1)).mean(1)
+
+
+def _pixel_losses(logits: Tensor, labels: Tensor, weights: Tensor | None, label_smoothing: float) -> Tensor:
+    exact, labels = _checked(logits, labels, weights)
+    if exact.shape[1] == 1:
+        truth = labels.to(exact.dtype) * (1 - label_smoothing) + label_smoothing / 2
+        found = functional.binary_cross_entropy_with_logits(exact[:, 0], truth, reduction="none")
+    else:
+        found = functional.cross_entropy(exact, labels.long(), reduction="none", label_smoothing=label_smoothing)
+    return found if weights is None else found * weights.to(exact.dtype)
+
+
+def _checked(logits: Tensor, labels: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logits in float32 at least, and labels that are classes where there is no weight, too."""
     if labels.shape != (logits.shape[0], *logits.shape[2:]):
         raise ValueError(f"labels {tuple(labels.shape)} do not fit logits {tuple(logits.shape)}")
-    exact = logits if logits.dtype == torch.float64 else logits.float()
     if weights is not None:
         labels = torch.where(weights > 0, labels, torch.zeros_like(labels))
-    if exact.shape[1] == 1:
-        per_pixel = functional.binary_cross_entropy_with_logits(exact[:, 0], labels.to(exact.dtype), reduction="none")
-    else:
-        per_pixel = functional.cross_entropy(exact, labels.long(), reduction="none")
-    if weights is None:
-        return LossSum(per_pixel.sum(), torch.tensor(float(labels.numel()), dtype=torch.float64, device=labels.device))
-    weights = weights.to(exact.dtype)
-    return LossSum((per_pixel * weights).sum(), weights.sum(dtype=torch.float64))
+    return logits if logits.dtype == torch.float64 else logits.float(), labels

@@ -1,11 +1,12 @@
-"""Learning rates: constant, reduced on a plateau of the validation loss, or one cycle."""
+"""Learning rates: constant, reduced on a plateau of the validation loss, cosine, or one cycle."""
 
 import math
 from typing import Any, Literal
 
 from torch.optim import Optimizer
 
-ScheduleName = Literal["constant", "plateau", "one_cycle"]
+ScheduleName = Literal["constant", "plateau", "cosine", "one_cycle"]
+WARM_UP = {"cosine": 0.05, "one_cycle": 0.3}
 
 
 class Schedule:
@@ -13,15 +14,19 @@ class Schedule:
 
     Args:
         name: "constant"; "plateau" (the notebook's: x ``factor`` after more than ``patience`` epochs
-            without improvement); "one_cycle" (cosine from 1/25 of the rate up to it during the first
-            ``warm_up`` of the steps, then down to 1/10,000 of it: a pure function of the step).
+            without improvement); "cosine" (a straight line from near 0 up to the rate during the first
+            ``warm_up`` of the steps, then half a cosine down to 0 after the last step); "one_cycle"
+            (cosine from 1/25 of the rate up to it during the first ``warm_up`` of the steps, then down to
+            1/10,000 of it). The last two are pure functions of the step.
         learning_rate: the highest.
-        total_steps: of the whole training; used by "one_cycle" alone.
+        total_steps: of the whole training; used by "cosine" and "one_cycle" alone.
         factor: what a plateau multiplies the rate by.
         patience: epochs without improvement that a plateau waits.
-        warm_up: share of the steps of "one_cycle" in which the rate rises, 0 to 1.
+        warm_up: share of the steps in which the rate of "cosine" and "one_cycle" rises, 0 to 1; None: 0.05
+            and 0.3.
 
-    Source: ReduceLROnPlateau of Keras; Smith and Topin, "Super-convergence", 2018 (one cycle).
+    Source: ReduceLROnPlateau of Keras; Loshchilov and Hutter, "SGDR", 2017 (cosine); Smith and Topin,
+    "Super-convergence", 2018 (one cycle).
 
     >>> cycle = Schedule("one_cycle", 1.0, total_steps=101, warm_up=0.1)
     >>> [round(cycle.rate(step), 4) for step in (0, 5, 10, 55, 100)]
@@ -36,7 +41,7 @@ class Schedule:
         total_steps: int = 1,
         factor: float = 0.1,
         patience: int = 3,
-        warm_up: float = 0.3,
+        warm_up: float | None = None,
     ) -> None:
         """Start before step 0."""
         self.name = name
@@ -44,13 +49,18 @@ class Schedule:
         self.total_steps = total_steps
         self.factor = factor
         self.patience = patience
-        self.warm_up = warm_up
+        self.warm_up = WARM_UP.get(name, 0.0) if warm_up is None else warm_up
         self._scale = 1.0
         self._best = math.inf
         self._bad_epochs = 0
 
     def rate(self, step: int) -> float:
         """Learning rate of step number ``step``, counted from 0 over the whole training."""
+        if self.name == "cosine":
+            top = self.warm_up * self.total_steps
+            if step < top:
+                return self.learning_rate * (step + 1) / (top + 1)
+            return _cosine(self.learning_rate, 0.0, min((step - top) / max(self.total_steps - top, 1), 1))
         if self.name != "one_cycle":
             return self.learning_rate * self._scale
         last = max(self.total_steps - 1, 1)

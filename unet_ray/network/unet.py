@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from unet_ray.config.network import NetworkConfig
 from unet_ray.network.batch_norm import BatchNorm
+from unet_ray.network.dropout import Dropout
 
 
 class DoubleConvolution(nn.Sequential):
@@ -62,7 +63,7 @@ class UNet(nn.Module):
         self.down = nn.ModuleList(DoubleConvolution(*pair, config) for pair in zip(inputs, width, strict=True))
         first_dropped = config.depth - config.dropout_levels
         self.dropout = nn.ModuleList(
-            nn.Dropout(config.dropout) if level >= first_dropped else nn.Identity() for level in range(config.depth)
+            Dropout(config.dropout, level) if level >= first_dropped else nn.Identity() for level in range(config.depth)
         )
         rising = range(config.depth - 2, -1, -1)
         self.up = nn.ModuleList(

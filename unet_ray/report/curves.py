@@ -15,13 +15,14 @@ from unet_ray.report.figure import BLUE, GREEN, GREY, ORANGE, RED, STYLE, new_fi
 _MOST_POINTS = 4000  # of a training curve; more than the picture has columns
 
 
-def curves_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
+def curves_png(rows: Sequence[Mapping[str, Any]], best_epoch: int | None = None) -> bytes:
     """PNG of a training run's loss, pixel mismatch and learning rate over its steps.
 
     Args:
         rows: rows of ``metrics.jsonl`` in their order: ``{"event": "step", "step", "epoch",
             "loss", "learning_rate"}`` and ``{"event": "validation", "epoch", "step", "loss",
-            "pixel_mismatch"}``. Rows of other events and values that are not finite are left out.
+            "pixel_mismatch", "v_rand", "v_info"}``. Rows of other events and values that are not finite are left out.
+        best_epoch: whose model is kept; None: that of the lowest validation loss.
 
     >>> row = {"event": "step", "step": 1, "epoch": 0, "loss": 0.7, "learning_rate": 1e-3}
     >>> curves_png([row])[1:4]
@@ -31,13 +32,20 @@ def curves_png(rows: Sequence[Mapping[str, Any]]) -> bytes:
     checks = [row for row in rows if row.get("event") == "validation"]
     error = _series(checks, "pixel_mismatch")
     with mpl.rc_context(STYLE):
-        count = 3 if len(error[0]) else 2
+        cells = [(name, _series(checks, key)) for name, key in (("V_rand", "v_rand"), ("V_info", "v_info"))]
+        cells = [(name, series) for name, series in cells if len(series[0])]
+        count = 2 + bool(len(error[0])) + bool(cells)
         figure = new_figure(8.0, 3.2 + 1.5 * (count - 1))
         axes = figure.subplots(count, 1, sharex=True, height_ratios=[3.2, *[1.3] * (count - 1)])
-        _loss(axes[0], _series(steps, "loss"), checks)
+        _loss(axes[0], _series(steps, "loss"), checks, best_epoch)
         if len(error[0]):
             axes[1].plot(*error, "o-", color=GREEN, markersize=3)
             axes[1].set(ylabel="validation\npixel mismatch")
+        for (name, series), colour in zip(cells, (BLUE, ORANGE), strict=False):
+            axes[-2].plot(*series, "o-", color=colour, markersize=3, label=name)
+        if cells:
+            axes[-2].set(ylabel="validation\nF-score")
+            axes[-2].legend()
         rate = _series(steps, "learning_rate")
         axes[-1].plot(*rate, color=GREY)
         if len(rate[1]) and rate[1].min() > 0:
@@ -59,6 +67,7 @@ def _loss(
     ax: Axes,
     training: tuple[NDArray[np.float64], NDArray[np.float64]],
     checks: Sequence[Mapping[str, Any]],
+    best_epoch: int | None,
 ) -> None:
     x, y = training
     thin = slice(None, None, max(1, len(x) // _MOST_POINTS))
@@ -69,8 +78,9 @@ def _loss(
     if len(at):
         ax.plot(at, loss, "o-", color=ORANGE, markersize=3)
         handles.append(Line2D([], [], color=ORANGE, marker="o", markersize=3, label="validation"))
-        best = int(np.argmin(loss))
-        epoch = next(row["epoch"] for row in checks if row["step"] == at[best])
+        epochs = [next(row["epoch"] for row in checks if row["step"] == step) for step in at]
+        best = epochs.index(best_epoch) if best_epoch in epochs else int(np.argmin(loss))
+        epoch = epochs[best]
         ax.plot(at[best], loss[best], "*", color=RED, markersize=11)
         ax.axvline(at[best], color=RED, linewidth=0.8, linestyle=":")
         label = f"best: epoch {epoch}, {loss[best]:.4g}"
