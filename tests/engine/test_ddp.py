@@ -13,6 +13,7 @@ import torch.distributed as dist
 from unet_ray.config.network import NetworkConfig, network_config
 from unet_ray.engine.train_worker import _differentiable_sum, _sum_over_ranks
 from unet_ray.network.batch_norm import set_reduce
+from unet_ray.network.loss import Loss
 from unet_ray.network.step import Batch, make_optimizer, train_step
 from unet_ray.network.unet import UNet, new_network
 
@@ -35,7 +36,8 @@ def batch_of_step(step: int, config: NetworkConfig) -> Batch:
 
 def part(batch: Batch, rank: int, world_size: int) -> Batch:
     assert batch.weight is not None
-    return Batch(batch.image[rank::world_size], batch.label[rank::world_size], batch.weight[rank::world_size])
+    position = torch.arange(len(batch.image))
+    return Batch(*(value[rank::world_size] for value in (batch.image, batch.label, batch.weight, position)))
 
 
 def take_steps(config: NetworkConfig, rank: int, world_size: int) -> UNet:
@@ -53,14 +55,17 @@ def take_steps(config: NetworkConfig, rank: int, world_size: int) -> UNet:
     optimizer = make_optimizer(network, "adamw", 1e-2)
     for step in range(STEPS):
         mine = part(batch_of_step(step, config), rank, world_size)
-        train_step(wrapped, mine, optimizer, step=step, world_size=world_size, reduce=reduce)
+        train_step(
+            wrapped, mine, optimizer, step=step, seed=5, loss=Loss(1.0, 0.5), pieces=2, max_gradient_norm=0.3,
+            world_size=world_size, reduce=reduce,
+        )  # fmt: skip
     return network
 
 
 CONFIGS = (
     network_config("default", base_channels=2, depth=3),
-    network_config("keras", base_channels=2, depth=3, dropout=0.0),
-    network_config("paper", base_channels=1, dropout=0.0),
+    network_config("keras", base_channels=2, depth=3),
+    network_config("paper", base_channels=1),
 )
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,10 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return decode((run / "model.safetensors").read_bytes())[1]
 
 
+def validations(run: Path) -> list[dict[str, Any]]:
+    return [row for row in rows(run) if row["event"] == "validation"]
+
+
 def losses(run: Path) -> list[float]:
     return [row["loss"] for row in rows(run)]
 
@@ -86,7 +91,20 @@ def test_run_directory(finished: tuple[Path, dict[str, Any]], cache: str) -> Non
     validations = [row["loss"] for row in rows(run) if row["event"] == "validation"]
     assert len(validations) == 3
     assert summary["best_validation_loss"] == min(validations) < validations[0]
-    assert list((run / "tensorboard").glob("events.*"))
+    (events,) = (run / "tensorboard").glob("events.*")
+    for tag in (
+        b"step/loss",
+        b"step/gradient_norm",
+        b"validation/v_rand",
+        b"validation/raw",
+        b"validation/probability",
+    ):
+        assert tag in events.read_bytes(), tag
+    for row in rows(run):
+        if row["event"] == "validation":
+            assert all(0 <= row[name] <= 1 for name in ("pixel_mismatch", "pixel_error", "dice", "v_rand", "v_info"))
+    kept = min((row for row in rows(run) if row["event"] == "validation"), key=lambda row: row["loss"])
+    assert kept.items() >= {"epoch": summary["best_epoch"], **summary["validation"]}.items()
     assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"
     metadata = decode((run / "model.safetensors").read_bytes())[2]
     assert metadata.voxel_size_nm == (50.0, 4.0, 4.0)
@@ -104,25 +122,33 @@ def test_finished_run_is_not_run_again(finished: tuple[Path, dict[str, Any]], ca
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_two_workers_take_the_steps_of_one(finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [2, 3])
+def test_more_workers_take_the_steps_of_one(
+    finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path, workers: int
+) -> None:
+    """The last batch of an epoch has one patch, so that other workers have none."""
     from unet_ray.engine.train import train
 
-    train(config(cache, tmp_path / "two", workers=2))
-    assert losses(tmp_path / "two") == pytest.approx(losses(finished[0]), abs=2e-4)
+    train(config(cache, tmp_path / "more", workers=workers))
+    assert losses(tmp_path / "more") == pytest.approx(losses(finished[0]), abs=2e-4)
     for name, expected in weights(finished[0]).items():
-        torch.testing.assert_close(weights(tmp_path / "two")[name], expected, rtol=0, atol=2e-3)
+        torch.testing.assert_close(weights(tmp_path / "more")[name], expected, rtol=0, atol=2e-3)
+    for found, expected in zip(validations(tmp_path / "more"), validations(finished[0]), strict=True):
+        assert found["dice"] == pytest.approx(expected["dice"], abs=0.02)  # a pixel or two near 0.5
+        assert found["v_rand"] == pytest.approx(expected["v_rand"], abs=0.02)
 
 
 def test_killed_worker_is_replaced(finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path) -> None:
-    """SIGKILL of the training process after the first checkpoint: the run ends as if nothing had happened."""
+    """SIGKILL of the training process in the middle of an epoch: the run ends as if nothing had happened."""
     from unet_ray.engine.train import train
 
-    run, killed = tmp_path / "killed", list[int]()
+    run, killed, epochs = tmp_path / "killed", list[int](), list[int]()
 
     def kill() -> None:
         deadline = time.time() + 120
         while time.time() < deadline and not killed:
             if (run / "metrics.jsonl").exists():
+                epochs.append(len(validations(run)))
                 killed.extend(train_processes())
                 for pid in killed:
                     os.kill(pid, signal.SIGKILL)
@@ -130,9 +156,10 @@ def test_killed_worker_is_replaced(finished: tuple[Path, dict[str, Any]], cache:
 
     killer = threading.Thread(target=kill)
     killer.start()
-    summary = train(config(cache, run, epochs=3))
+    summary = train(config(cache, run, checkpoint_every_steps=2))
     killer.join()
     assert killed
+    assert epochs[-1] == 0, "the first checkpoint is one in the middle of the first epoch"
     assert summary["steps"] == 9
     assert losses(run) == losses(finished[0])
     for name, expected in weights(finished[0]).items():
@@ -164,23 +191,13 @@ def _ancestors(pid: int) -> set[int]:
 
 
 def test_killed_driver_continues(finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path) -> None:
-    """SIGKILL of the whole job after the first checkpoint; the same command goes on from there."""
+    """SIGKILL of the whole job in the middle of an epoch; the same command goes on from there."""
     run = tmp_path / "run"
-    command = [sys.executable, str(JOBS / "train.py"), "--cache", cache, "--run", str(run)]
-    command += [
-        "--base-channels",
-        "2",
-        "--depth",
-        "2",
-        "--epochs",
-        "3",
-        "--batch-size",
-        "3",
-        "--precision",
-        "float32",
-        "--threads",
-        "1",
-    ]
+    command = [
+        sys.executable, str(JOBS / "train.py"), "--cache", cache, "--run", str(run), "--base-channels", "2",
+        "--depth", "2", "--epochs", "3", "--batch-size", "3", "--precision", "float32", "--threads", "1",
+        "--checkpoint-every-steps", "2",
+    ]  # fmt: skip
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.time() + 120
     while not list(run.glob("checkpoints/checkpoint_*/state.pt")):
@@ -190,8 +207,10 @@ def test_killed_driver_continues(finished: tuple[Path, dict[str, Any]], cache: s
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     assert not (run / "summary.json").exists()
+    assert not validations(run), "the first checkpoint is one in the middle of the first epoch"
     second = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert second.returncode == 0, second.stderr
+    assert "default network, " in second.stderr
     assert [row["step"] for row in rows(run) if row["event"] == "step"] == list(range(9))
     assert losses(run) == losses(finished[0])
     for name, expected in weights(finished[0]).items():
@@ -213,8 +232,87 @@ def test_fine_tuning_starts_from_the_model(finished: tuple[Path, dict[str, Any]]
 def test_divergence_stops_with_a_sentence(cache: str, ray_cluster: None, tmp_path: Path) -> None:
     from unet_ray.engine.train import train
 
-    with pytest.raises(TrainingDivergedError, match=r"training step \d+: the loss is (nan|inf).*lower the learning"):
+    sentence = r"training step \d+: .* is (nan|inf), not a finite number \(patches \d.*lower the learning"
+    with pytest.raises(TrainingDivergedError, match=sentence):
         train(config(cache, tmp_path / "run", optimizer="sgd", schedule="constant", learning_rate=1e30))
+
+
+def test_the_best_model_is_chosen_by_the_score_asked_for(cache: str, ray_cluster: None, tmp_path: Path) -> None:
+    """A rate so high that later epochs are worse; accumulation, averaging, clipping and Dice take part."""
+    from unet_ray.engine.train import train
+
+    settings = {
+        "best_by": "dice", "epochs": 4, "learning_rate": 0.1, "schedule": "constant", "micro_batch": 1,
+        "ema_decay": 0.5, "max_gradient_norm": 1.0, "dice_weight": 1.0,
+    }  # fmt: skip
+    summary = train(config(cache, tmp_path / "run", **settings))
+    found = [row["dice"] for row in validations(tmp_path / "run")]
+    assert len(set(found)) > 1
+    assert summary["best_epoch"] == int(np.argmax(found))
+    kept = decode((tmp_path / "run" / "model.safetensors").read_bytes())[2].training
+    assert kept["epoch"] == summary["best_epoch"]
+    assert kept["validation"] == summary["validation"]
+    assert {"loss_cross_entropy", "loss_dice"} <= rows(tmp_path / "run")[0].keys()
+
+
+def test_validation_is_what_segmentation_gives(
+    finished: tuple[Path, dict[str, Any]], cache: str, write_zarr: Callable[..., str], tmp_path: Path
+) -> None:
+    """The scores of the best epoch are those of the model file on the same sections, through segment and evaluate."""
+    from unet_ray.config.evaluate import EvaluateConfig
+    from unet_ray.config.segment import SegmentConfig
+    from unet_ray.engine.evaluate import evaluate
+    from unet_ray.engine.segment import segment
+
+    run, summary = finished
+    sections = [PatchCache(cache).read("validation", n) for n in range(2)]
+    volume = write_zarr(tmp_path / "volume.zarr", np.concatenate([s.image for s in sections]))
+    labels = write_zarr(tmp_path / "labels.zarr", np.stack([s.label for s in sections]))
+    segment(
+        SegmentConfig(
+            volume=volume, model=str(run / "model.safetensors"), output=str(tmp_path / "out.zarr"), tile_px=16,
+            precision="float32", accept_voxel_size=True,
+        )
+    )  # fmt: skip
+    scores = evaluate(EvaluateConfig(prediction=str(tmp_path / "out.zarr"), labels=labels, label_kind="membrane"))
+    for name in ("pixel_mismatch", "pixel_error", "dice", "v_rand", "v_info"):
+        assert scores[name] == pytest.approx(summary["validation"][name], abs=1e-12), name
+
+
+def test_context_sections_reach_the_model(ray_cluster: None, tmp_path: Path) -> None:
+    from unet_ray.engine.train import train
+
+    path = str(tmp_path / "cache.zarr")
+    made = PatchCache(path)
+    plan = made.create_or_extend(CachePlan(2, 32, 0, 3, 2, 1, (40, 48)), MADE_WITH | {"context_sections": 1})
+    rng = np.random.default_rng(0)
+    for split, count, sides in (("train", 2, (32, 32)), ("validation", 1, (40, 48))):
+        label = rng.integers(0, 2, (count, *sides), dtype=np.uint8)
+        image = rng.integers(0, 256, (count, 3, *sides), dtype=np.uint8)
+        made.put(plan, split, 0, Patch(image, label, np.ones(label.shape, np.float16)))
+    train(config(path, tmp_path / "run", epochs=1))
+    network, state, metadata = decode((tmp_path / "run" / "model.safetensors").read_bytes())
+    assert (network.in_channels, metadata.context_sections) == (3, 1)
+    assert state["down.0.0.weight"].shape[1] == 3
+
+
+def test_several_classes(ray_cluster: None, tmp_path: Path) -> None:
+    """Three classes that their grey levels tell apart are learned; what scores membrane alone is not offered."""
+    from unet_ray.engine.train import train
+
+    path = str(tmp_path / "cache.zarr")
+    made = PatchCache(path)
+    plan = made.create_or_extend(CachePlan(4, 32, 0, 1, 4, 1, (32, 32)), MADE_WITH | {"classes": 3})
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("validation", 1)):
+        label = np.kron(rng.integers(0, 3, (count, 4, 4)), np.ones((8, 8))).astype(np.uint8)
+        made.put(plan, split, 0, Patch((label * 100)[:, None], label, np.ones(label.shape, np.float16)))
+    with pytest.raises(ConfigError, match=r"--best-by v_rand scores cells between membranes.* 3 classes"):
+        train(config(path, tmp_path / "run", best_by="v_rand"))
+    summary = train(config(path, tmp_path / "run", epochs=40, batch_size=4, learning_rate=0.01, base_channels=8))
+    assert summary["validation"]["pixel_mismatch"] < 0.3  # by chance 0.67
+    assert summary["validation"]["v_rand"] is None
+    assert decode((tmp_path / "run" / "model.safetensors").read_bytes())[0].classes == 3
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,16 @@ def test_put_get_list_rename_delete(objects):
     assert keys(objects) == ["a b/ä#%"]
 
 
+@pytest.mark.parametrize("offset", [-12, -10, -4, 0, 3, 9, 10, 40])
+@pytest.mark.parametrize("length", [1, 4, 10, 12])
+def test_a_part_of_an_object(objects, offset, length):
+    objects.put("a/b", b"0123456789")
+    start = offset if offset >= 0 else max(0, 10 + offset)
+    if offset >= 0 or length <= -offset:
+        assert objects.get_part("a/b", offset, length) == b"0123456789"[start : start + length]
+    assert objects.get_part("a/c", offset, length) is None
+
+
 def test_a_version_tells_of_a_change(objects):
     def version() -> str:
         return next(info.version for info in objects.list())

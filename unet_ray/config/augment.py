@@ -16,7 +16,7 @@ class AugmentSettings(Config):
     """What decides a patch cache, apart from the labelled sections."""
 
     label_kind: Literal["interior", "membrane", "instances", "classes"] = "interior"
-    """What labels mean: interior (bright = inside a cell, as ISBI 2012), membrane (bright = membrane), instances (ids, whose borders are membrane), classes (indices from 0 to at most 31; the weight map is then class balance alone; train takes 2, of which 1 stands for membrane)."""
+    """What labels mean: interior (bright = inside a cell, as ISBI 2012), membrane (bright = membrane), instances (ids, whose borders are membrane), classes (indices from 0 to at most 31; the weight map is then class balance alone; of two, 1 stands for membrane)."""
     ignore_label: int | None = None
     """Label value of pixels that nobody labelled; they weigh nothing in training."""
     variants: Annotated[int, Field(ge=1)] = 30

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from unet_ray.config.augment import AugmentSettings
 from unet_ray.config.base import Config
@@ -60,6 +60,12 @@ class PipelineConfig(Config):
     """Settings of the train job."""
     segment: SegmentSettings = SegmentSettings()
     """Settings of the segment job."""
+
+    @model_validator(mode="after")
+    def _fits_the_hardware(self) -> Self:
+        if self.train.precision == "float16" and not self.use_gpu:
+            raise ValueError("train.precision float16 needs a GPU; add --use-gpu, or take bfloat16 or float32")
+        return self
 
     def named_defaults(self) -> Self:
         """Each stage's presets, the patches made for the network's, and over them the demo's where no data are named."""

@@ -21,7 +21,7 @@ from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.seam_probe import SeamCertificate
 from unet_ray.engine.segment_plan import layout_for, resolve_tile_px
 from unet_ray.engine.segment_worker import Job, MaskWorker, SegmentWorker, probe_on_worker
-from unet_ray.errors import VolumeError
+from unet_ray.errors import ModelFileError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import Box
 from unet_ray.network.model_file import ModelMetadata, decode
@@ -51,6 +51,11 @@ def segment(config: SegmentConfig) -> Summary:
     sections = parse_sections(config.sections, volume.shape[0], "--sections") or tuple(range(volume.shape[0]))
     model = read_model_file(config.model)
     network, _, metadata = decode(model, config.model)
+    if network.classes > 2:
+        raise ModelFileError(
+            f"model {config.model} tells {network.classes} classes apart, but segmentation writes the membrane alone; "
+            "train on labels of at most 2 classes"
+        )
     _check_fit(config, volume, metadata)
     output = Segmentation(config.output)
     intensity = _intensity(config, volume, metadata)

@@ -1,6 +1,7 @@
 """Data-parallel training on Ray Train, from a patch cache to a model file."""
 
 import json
+import sys
 import threading
 import time
 import uuid
@@ -17,11 +18,16 @@ from unet_ray.config.train import TrainConfig, TrainSettings
 from unet_ray.engine.cluster import cluster, pool_size, threads_each
 from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.patch_loader import steps_per_epoch
-from unet_ray.engine.train_worker import METRICS, MODEL, TrainPlan, train_worker
-from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError
+from unet_ray.engine.run_writer import read_rows
+from unet_ray.engine.train_state import best_row
+from unet_ray.engine.train_worker import MODEL, TrainPlan, memory_advice, train_worker
+from unet_ray.engine.validation import Validated
+from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, UnetRayError
 from unet_ray.geometry.receptive_field import margin_px, nearest_output_sides
+from unet_ray.network.loss import Loss
 from unet_ray.network.model_file import decode
 from unet_ray.network.predict import Precision, hardware_precision
+from unet_ray.network.summary import summarise
 from unet_ray.report.curves import curves_png
 from unet_ray.report.progress import Progress
 from unet_ray.storage.fingerprint import differences, digest
@@ -73,13 +79,16 @@ def train(config: TrainConfig) -> Summary:
             threads=threads,
             use_gpu=config.use_gpu,
             initial_model=None if config.initial_model is None else absolute(config.initial_model),
+            compile=config.compile,
+            checkpoint_every_steps=config.checkpoint_every_steps,
         )
+        print(f"train: {_model_line(plan, config.workers, cache.plan().patch_px)}", file=sys.stderr)
         steps = config.epochs * steps_per_epoch(cache.plan().patches, config.batch_size)
         seconds = _fit(config, plan, steps)
     rows = read_rows(run)
-    run.put(CURVES, curves_png(rows))
     validations = [row for row in rows if row["event"] == "validation"]
-    best = min(validations, key=lambda row: row["loss"])
+    best = best_row(validations, config.best_by)
+    run.put(CURVES, curves_png(rows, best_epoch=best["epoch"]))
     taken = [row for row in rows if row["event"] == "step"]
     summary = {
         "status": "complete",
@@ -88,8 +97,9 @@ def train(config: TrainConfig) -> Summary:
         "epochs": len(validations),
         "steps": len(taken),
         "samples_per_second": round(sum(r["samples"] for r in taken) / max(sum(r["seconds"] for r in taken), 1e-9), 2),
-        "best_validation_loss": best["loss"],
+        "best_validation_loss": min(row["loss"] for row in validations),
         "best_epoch": best["epoch"],
+        "validation": {name: best[name] for name in Validated._fields},
         "precision": precision,
         "model": f"{config.run.rstrip('/')}/{MODEL}",
     }
@@ -110,14 +120,15 @@ def _network(config: TrainConfig, cache: PatchCache) -> NetworkConfig:
             "make one with jobs/augment.py --validation-sections"
         )
     classes = cache.require()["made_with"].get("classes", 2)
-    if classes > 2:
+    if classes > 2 and config.best_by in ("v_rand", "v_info"):
         raise ConfigError(
-            f"cache {config.cache} holds {classes} classes, but networks are validated for membrane alone so far; "
-            "make a cache of labels with 2 classes, of which 1 is what segmentation shall find"
+            f"--best-by {config.best_by} scores cells between membranes, but cache {config.cache} holds {classes} "
+            "classes; choose loss, pixel_mismatch or dice"
         )
     network = network_config(
-        config.preset, base_channels=config.base_channels, depth=config.depth, in_channels=plan.channels
-    )
+        config.preset, base_channels=config.base_channels, depth=config.depth, in_channels=plan.channels,
+        classes=classes if classes > 2 else None,
+    )  # fmt: skip
     wanted = margin_px(layers(network))
     if plan.margin_px != wanted:
         raise ConfigError(
@@ -131,6 +142,19 @@ def _network(config: TrainConfig, cache: PatchCache) -> NetworkConfig:
             f"make; the nearest sides are {' and '.join(str(s) for s in sides)}: change --depth or the cache"
         )
     return network
+
+
+def _model_line(plan: TrainPlan, workers: int, patch_px: int) -> str:
+    """What is trained and about how much memory it takes, in one line."""
+    settings = plan.settings
+    share = -(-settings.batch_size // workers)
+    found = summarise(
+        plan.network, patches=min(share, settings.micro_batch or share), patch_px=patch_px,
+        optimizer=settings.optimizer, precision=plan.precision,
+        loss=Loss(cross_entropy=settings.cross_entropy_weight, dice=settings.dice_weight),
+        averaged=settings.ema_decay > 0, workers=workers,
+    )  # fmt: skip
+    return f"{plan.network.preset} network, {found.line()}; {plan.precision}"
 
 
 def _made_with(config: TrainConfig, network: NetworkConfig, cache: PatchCache) -> dict[str, Any]:
@@ -207,15 +231,21 @@ class Board:
 
     def __init__(self) -> None:
         self.row: dict[str, Any] = {}
+        self.lines: list[str] = []
         self.error: Exception | None = None
 
     def post(self, row: dict[str, Any]) -> None:
         """Put the newest row."""
         self.row = row
 
-    def read(self) -> dict[str, Any]:
-        """The newest row; empty before the first step."""
-        return self.row
+    def say(self, line: str) -> None:
+        """Put a line for the user."""
+        self.lines.append(line)
+
+    def read(self) -> tuple[dict[str, Any], list[str]]:
+        """The newest row, empty before the first step; and the lines since the last time."""
+        said, self.lines = self.lines, []
+        return self.row, said
 
     def fail(self, error: Exception) -> None:
         """Note an error that trying again would only repeat; the first one counts."""
@@ -236,7 +266,9 @@ def _fit(config: TrainConfig, plan: TrainPlan, steps: int) -> dict[str, float]:
     def watch(progress: Progress) -> None:
         shown: int | None = None
         while not over.wait(0.5):
-            row = ray.get(board.read.remote())
+            row, said = ray.get(board.read.remote())
+            for line in said:
+                progress.log(f"train: {line}")
             if not row:
                 continue
             if shown is None:
@@ -258,7 +290,7 @@ def _fit(config: TrainConfig, plan: TrainPlan, steps: int) -> dict[str, float]:
             name=CHECKPOINTS,
             storage_path=plan.run,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
         ),
     )
     with Progress("train", total=steps, unit="steps") as progress:
@@ -267,7 +299,7 @@ def _fit(config: TrainConfig, plan: TrainPlan, steps: int) -> dict[str, float]:
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise (ray.get(board.failure.remote()) or error) from None
+            raise (ray.get(board.failure.remote()) or _memory_failure(plan, error) or error) from None
         finally:
             over.set()
             watcher.join()
@@ -278,6 +310,9 @@ def _fit(config: TrainConfig, plan: TrainPlan, steps: int) -> dict[str, float]:
     return {"startup": (first_step[0] if first_step else time.time()) - began}
 
 
-def read_rows(run: Objects) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl, oldest first; none where there is no such file."""
-    return [json.loads(line) for line in (run.get(METRICS) or b"").splitlines()]
+def _memory_failure(plan: TrainPlan, error: Exception) -> UnetRayError | None:
+    """The sentence where Ray, or the system, ended workers because memory ran out; None for anything else."""
+    said = str(error)
+    if "OutOfMemoryError" not in said and "memory pressure" not in said and "low on memory" not in said:
+        return None
+    return UnetRayError(memory_advice(plan, "a worker was ended because its machine had no memory left"))

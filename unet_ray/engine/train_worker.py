@@ -1,12 +1,9 @@
 """What one training worker does: steps, validation, checkpoints; rank 0 also writes the run directory."""
 
-import io
-import json
-import tempfile
+import resource
 import time
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,22 +17,28 @@ from torch import Tensor
 from unet_ray.config.network import NetworkConfig, layers
 from unet_ray.config.train import TrainSettings
 from unet_ray.engine.model_source import read_model_file
-from unet_ray.engine.patch_loader import PatchLoader
-from unet_ray.engine.validation import validate
+from unet_ray.engine.patch_loader import LoadedBatch, PatchLoader
+from unet_ray.engine.run_writer import RunWriter
+from unet_ray.engine.train_state import Progressed, TrainState
+from unet_ray.engine.validation import Gather, validate
 from unet_ray.errors import UnetRayError
 from unet_ray.geometry.receptive_field import halo_px, margin_px
 from unet_ray.network.batch_norm import set_reduce
+from unet_ray.network.ema import WeightAverage
+from unet_ray.network.loss import Loss
 from unet_ray.network.model_file import ModelMetadata, Normalisation, TrainingSection, decode, encode
+from unet_ray.network.predict import Predictor
 from unet_ray.network.schedule import Schedule
-from unet_ray.network.step import Batch, Precision, make_optimizer, train_step
+from unet_ray.network.step import Batch, Precision, make_optimizer, make_scaler, train_step
 from unet_ray.network.unet import UNet, new_network
-from unet_ray.storage.objects import Objects, open_objects
-from unet_ray.storage.patch_cache import Patch, PatchCache
+from unet_ray.report.progress import duration
+from unet_ray.storage.objects import open_objects
+from unet_ray.storage.patch_cache import PatchCache
 
 MODEL = "model.safetensors"
-METRICS = "metrics.jsonl"
-STATE = "state.pt"
 POST_EVERY_SECONDS = 0.5
+# Steps until the time of a step says something of those to come: the first ones compile and fill caches.
+FORECAST_AFTER = (5, 25)
 
 
 @dataclass(frozen=True)
@@ -50,49 +53,8 @@ class TrainPlan:
     threads: int
     use_gpu: bool
     initial_model: str | None
-
-
-@dataclass
-class Progressed:
-    """How far a training is; the whole of it is in every checkpoint."""
-
-    epoch: int = 0
-    step: int = 0
-    best_loss: float = float("inf")
-    best_epoch: int = -1
-
-
-class RunWriter:
-    """The run directory as rank 0 writes it: rows are put at the end of each epoch, before its checkpoint."""
-
-    def __init__(self, run: Objects, resumed_at: int) -> None:
-        from tensorboardX import SummaryWriter
-
-        self._run = run
-        kept = (json.loads(line) for line in (run.get(METRICS) or b"").splitlines())
-        # Steps after the checkpoint are taken again, and so are their rows.
-        self._rows = [row for row in kept if row["step"] < resumed_at or row.get("closes") == resumed_at]
-        self._folder = tempfile.TemporaryDirectory(prefix="unet_ray-events-")
-        self._events = SummaryWriter(self._folder.name, purge_step=resumed_at or None)
-
-    def add(self, row: dict[str, Any]) -> None:
-        """One row per step and per validation."""
-        self._rows.append(row)
-        for name in ("loss", "learning_rate", "pixel_mismatch"):
-            if name in row:
-                self._events.add_scalar(f"{row['event']}/{name}", row[name], row["step"])
-
-    def flush(self) -> None:
-        """Put metrics.jsonl and the TensorBoard events."""
-        self._events.flush()
-        self._run.put(METRICS, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
-        for path in Path(self._folder.name).iterdir():
-            self._run.put(f"tensorboard/{path.name}", path.read_bytes())
-
-    def close(self) -> None:
-        """Remove the temporary folder."""
-        self._events.close()
-        self._folder.cleanup()
+    compile: bool = False
+    checkpoint_every_steps: int | None = None
 
 
 def train_worker(given: dict[str, Any]) -> None:
@@ -100,93 +62,207 @@ def train_worker(given: dict[str, Any]) -> None:
     board = ray.get_actor(given["board"])
     if ray.get(board.failure.remote()) is not None:
         return  # Ray Train tries again after every error; one that would come again is left to the driver.
-    world_size = ray.train.get_context().get_world_size()
+    context = ray.train.get_context()
+    world_size = context.get_world_size()
+    plan: TrainPlan = given["plan"]
     try:
-        _train(given["plan"], board, ray.train.get_context().get_world_rank(), world_size)
-    except torch.OutOfMemoryError as error:
-        advice = "out of memory on the device; lower --batch-size or --base-channels, or make smaller patches"
-        ray.get(board.fail.remote(UnetRayError(f"{advice} ({' '.join(str(error).split())[:200]})")))
-        raise
+        _Rank(plan, board, context.get_world_rank(), world_size).train()
     except Exception as error:
+        if _is_memory(error):
+            ray.get(board.fail.remote(UnetRayError(memory_advice(plan, " ".join(str(error).split())[:200]))))
         # A rank whose neighbour died gets a RuntimeError from the process group: that is worth another try.
-        if world_size == 1 or not isinstance(error, RuntimeError | OSError):
+        elif world_size == 1 or not isinstance(error, RuntimeError | OSError):
             ray.get(board.fail.remote(error))
         raise
 
 
-def _train(plan: TrainPlan, board: Any, rank: int, world_size: int) -> None:
-    torch.set_num_threads(plan.threads)
-    device = ray.train.torch.get_device() if plan.use_gpu else torch.device("cpu")
-    settings, run, cache = plan.settings, open_objects(plan.run), PatchCache(plan.cache)
-    loader = PatchLoader(
-        cache, batch_size=settings.batch_size, seed=settings.seed, rank=rank, world_size=world_size,
-        random_dihedral=settings.random_dihedral,
-    )  # fmt: skip
-    network = _start_network(plan).to(device)
-    if plan.precision == "bfloat16" or plan.use_gpu:
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(network, settings.optimizer, settings.learning_rate)
-    schedule = Schedule(settings.schedule, settings.learning_rate, total_steps=settings.epochs * loader.steps)
-    at = _resume(network, optimizer, schedule, device)
-    reduce = partial(_sum_over_ranks, device=device) if world_size > 1 else None
-    if world_size > 1:
-        set_reduce(network, _differentiable_sum)
-        # Statistics are already those of the global batch on every rank.
-        wrapped: torch.nn.Module = torch.nn.parallel.DistributedDataParallel(
-            network, device_ids=[device] if plan.use_gpu else None, broadcast_buffers=False
-        )
-    else:
-        wrapped = network
-    writer = RunWriter(run, at.step) if rank == 0 else None
-    resumed_at, posted = at.step, 0.0
-    for epoch in range(at.epoch, settings.epochs):
-        if epoch - 1 - at.best_epoch >= settings.early_stop_epochs:
-            break
-        for patch in loader.epoch(epoch):
-            began = time.perf_counter()
-            rate = schedule.apply(optimizer, at.step)
-            torch.manual_seed(_step_seed(settings.seed, at.step, rank))
-            batch = batch_of(patch, settings.weighted).to(device)
-            result = train_step(
-                wrapped, batch, optimizer, step=at.step, precision=plan.precision, world_size=world_size, reduce=reduce
-            )
-            row = {
-                "event": "step", "step": at.step, "epoch": epoch, "loss": result.loss, "learning_rate": rate,
-                "samples": result.samples, "seconds": round(time.perf_counter() - began, 4),
-            }  # fmt: skip
-            at.step += 1
-            if writer is not None:
-                writer.add(row)
-                if time.monotonic() - posted > POST_EVERY_SECONDS:
-                    posted = time.monotonic()
-                    note = f"epoch {epoch + 1} of {settings.epochs}, loss {result.loss:.4f}"
-                    board.post.remote({"step": at.step, "resumed_at": resumed_at, "note": note})
-        found = validate(
-            network, cache, halo=halo_px(layers(plan.network)), margin=margin_px(layers(plan.network)),
-            weighted=settings.weighted, precision=plan.precision, rank=rank, world_size=world_size, reduce=reduce,
+def memory_advice(plan: TrainPlan, found: str) -> str:
+    """The sentence for a training that does not fit into memory."""
+    settings = plan.settings
+    return (
+        f"training ran out of memory ({found}); lower --batch-size {settings.batch_size} or --base-channels "
+        f"{plan.network.base_channels}, set --micro-batch below a worker's part of the batch, make a cache of "
+        "smaller patches, or give a worker more memory"
+    )
+
+
+def _is_memory(error: Exception) -> bool:
+    # PyTorch's allocator on the CPU raises a plain RuntimeError.
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "not enough memory" in said)
+    )
+
+
+class _Rank:
+    """One rank of a training: made, resumed, and taken through its epochs."""
+
+    def __init__(self, plan: TrainPlan, board: Any, rank: int, world_size: int) -> None:
+        torch.set_num_threads(plan.threads)
+        self.plan, self.board, self.rank, self.world_size = plan, board, rank, world_size
+        self.settings = settings = plan.settings
+        self.device = ray.train.torch.get_device() if plan.use_gpu else torch.device("cpu")
+        self.run, self.cache = open_objects(plan.run), PatchCache(plan.cache)
+        self.loader = PatchLoader(
+            self.cache, batch_size=settings.batch_size, seed=settings.seed, rank=rank, world_size=world_size,
+            random_dihedral=settings.random_dihedral,
         )  # fmt: skip
-        schedule.end_epoch(found.loss)
-        at.epoch = epoch + 1
-        if found.loss < at.best_loss:
-            at.best_loss, at.best_epoch = found.loss, epoch
-            if rank == 0:
-                run.put(MODEL, encode(network, _metadata(plan, cache, at)))
-        if writer is not None:
-            writer.add(
-                {"event": "validation", "step": at.step - 1, "closes": at.step, "epoch": epoch, **found._asdict()}
+        network = _start_network(plan).to(self.device)
+        if plan.precision != "float32" or plan.use_gpu:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.state = TrainState(
+            network=network,
+            optimizer=make_optimizer(
+                network, settings.optimizer, settings.learning_rate,
+                weight_decay=settings.weight_decay, momentum=settings.momentum,
+            ),
+            schedule=Schedule(
+                settings.schedule, settings.learning_rate, total_steps=settings.epochs * self.loader.steps,
+                warm_up=settings.warm_up,
+            ),
+            average=WeightAverage(network, settings.ema_decay) if settings.ema_decay else None,
+            scaler=make_scaler(plan.precision, self.device),
+            at=Progressed(),
+        )  # fmt: skip
+        self.state.resume(self.device)
+        self.reduce = partial(_sum_over_ranks, device=self.device) if world_size > 1 else None
+        self.gather: Gather | None = _gather if world_size > 1 else None
+        self.wrapped: torch.nn.Module = network
+        if world_size > 1:
+            set_reduce(network, _differentiable_sum)
+            # Statistics are already those of the global batch on every rank.
+            self.wrapped = torch.nn.parallel.DistributedDataParallel(
+                network, device_ids=[self.device] if plan.use_gpu else None, broadcast_buffers=False
             )
-            writer.flush()
-        _report(network, optimizer, schedule, at, rank)
-    if writer is not None:
-        writer.close()
+        if plan.compile:
+            self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
+        self.writer = RunWriter(self.run, self.state.at.step) if rank == 0 else None
+        share = -(-settings.batch_size // world_size)
+        self.pieces = -(-share // (settings.micro_batch or share))
+        self.resumed_at, self.posted, self.clock = self.state.at.step, 0.0, _Clock()
+
+    def train(self) -> None:
+        """All epochs that are left."""
+        at, settings = self.state.at, self.settings
+        while at.epoch < settings.epochs and at.epoch - 1 - at.best_epoch < settings.early_stop_epochs:
+            # In the middle of an epoch after a resume: the order is known, so the steps taken are left out.
+            for loaded in self.loader.epoch(at.epoch, first_step=at.step - at.epoch * self.loader.steps):
+                self._step(loaded)
+                taken = at.step - at.epoch * self.loader.steps
+                every = self.plan.checkpoint_every_steps
+                if every is not None and at.step % every == 0 and taken < self.loader.steps:
+                    self._checkpoint()
+            self._end_epoch()
+            self._checkpoint()
+        if self.writer is not None:
+            self.writer.close()
+
+    def _step(self, loaded: LoadedBatch) -> None:
+        began = time.perf_counter()
+        at, settings = self.state.at, self.settings
+        rate = self.state.schedule.apply(self.state.optimizer, at.step)
+        found = train_step(
+            self.wrapped, batch_of(loaded, settings.weighted).to(self.device), self.state.optimizer,
+            step=at.step, seed=settings.seed, loss=_loss(settings), precision=self.plan.precision,
+            pieces=self.pieces, max_gradient_norm=settings.max_gradient_norm, scaler=self.state.scaler,
+            world_size=self.world_size, reduce=self.reduce,
+        )  # fmt: skip
+        if self.state.average is not None and found.stepped:
+            self.state.average.update()
+        seconds = time.perf_counter() - began
+        row = {
+            "event": "step", "step": at.step, "epoch": at.epoch, "loss": found.loss, "learning_rate": rate,
+            "gradient_norm": found.gradient_norm, "samples": found.samples,
+            **({f"loss_{name}": value for name, value in found.terms.items()} if len(found.terms) > 1 else {}),
+            "seconds": round(seconds, 4), "ended": time.time(),
+        }  # fmt: skip
+        at.step += 1
+        if self.writer is None:
+            return
+        self.writer.add(row)
+        last = at.step == settings.epochs * self.loader.steps
+        if last or time.monotonic() - self.posted > POST_EVERY_SECONDS:
+            self.posted = time.monotonic()
+            rate_now = f"{found.samples / max(seconds, 1e-9):.3g} samples/s"
+            note = f"epoch {at.epoch + 1} of {settings.epochs}, loss {found.loss:.4f}, {rate_now}"
+            self.board.post.remote({"step": at.step, "resumed_at": self.resumed_at, "note": note})
+        usual = self.clock.tick()
+        if usual is not None:
+            self._say(self._forecast(usual))
+
+    def _end_epoch(self) -> None:
+        state, at, settings = self.state, self.state.at, self.settings
+        with state.judged() as network:
+            predictor = Predictor(self.plan.network, network.state_dict(), self.device, self.plan.precision)
+            found, shown = validate(
+                predictor, self.cache, weighted=settings.weighted, rank=self.rank, gather=self.gather
+            )
+            state.schedule.end_epoch(found.loss)
+            row = {"event": "validation", "step": at.step - 1, "epoch": at.epoch, **found._asdict()}
+            if at.take(found, settings.best_by) and self.rank == 0:
+                self.run.put(MODEL, encode(network, _metadata(self.plan, self.cache, at, found._asdict())))
+        if self.writer is not None:
+            self.writer.add(row | {"ended": time.time()})
+            if shown is not None:
+                self.writer.add_pictures(shown, at.step - 1)
+
+    def _checkpoint(self) -> None:
+        if self.writer is not None:
+            self.writer.flush()
+        self.state.report(self.rank)
+
+    def _say(self, line: str) -> None:
+        self.board.say.remote(line)
+
+    def _forecast(self, seconds_per_step: float) -> str:
+        """Time and memory that the training will take, from its first steps."""
+        steps = self.loader.steps
+        left = self.settings.epochs * steps - self.state.at.step
+        memory = (
+            torch.cuda.max_memory_allocated(self.device)
+            if self.plan.use_gpu
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        )
+        return (
+            f"forecast: {duration(seconds_per_step * steps)} per epoch of {steps:,} steps and its validation apart, "
+            f"{duration(seconds_per_step * left)} in all; {memory / 1e9:.2f} GB of "
+            f"{'device' if self.plan.use_gpu else 'main'} memory per worker"
+        )
 
 
-def batch_of(patch: Patch, weighted: bool) -> Batch:
+class _Clock:
+    """Seconds per step from the first steps, said once."""
+
+    def __init__(self) -> None:
+        self._steps, self._began = 0, 0.0
+
+    def tick(self) -> float | None:
+        """One more step is over; seconds per step when they are known, else None."""
+        self._steps += 1
+        first, last = FORECAST_AFTER
+        if self._steps == first:
+            self._began = time.monotonic()
+        return (time.monotonic() - self._began) / (last - first) if self._steps == last else None
+
+
+def batch_of(loaded: LoadedBatch, weighted: bool) -> Batch:
     """Tensors of a batch; without the weight map only unlabelled pixels, which weigh 0, keep a weight."""
+    patch = loaded.patch
     weight = patch.weight if weighted else (patch.weight > 0).astype(np.float32)
     return Batch(
-        torch.from_numpy(patch.image), torch.from_numpy(patch.label), torch.from_numpy(weight.astype(np.float32))
+        torch.from_numpy(patch.image),
+        torch.from_numpy(patch.label),
+        torch.from_numpy(weight.astype(np.float32)),
+        torch.from_numpy(loaded.positions),
+        torch.from_numpy(loaded.numbers),
     )
+
+
+def _loss(settings: TrainSettings) -> Loss:
+    return Loss(
+        cross_entropy=settings.cross_entropy_weight, dice=settings.dice_weight,
+        label_smoothing=settings.label_smoothing,
+    )  # fmt: skip
 
 
 def _start_network(plan: TrainPlan) -> UNet:
@@ -194,10 +270,6 @@ def _start_network(plan: TrainPlan) -> UNet:
     if plan.initial_model is not None:
         network.load_state_dict(decode(read_model_file(plan.initial_model), plan.initial_model)[1])
     return network
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _sum_over_ranks(values: Tensor, device: torch.device) -> Tensor:
@@ -213,38 +285,14 @@ def _differentiable_sum(values: Tensor) -> Tensor:
     return summed
 
 
-def _resume(network: UNet, optimizer: torch.optim.Optimizer, schedule: Schedule, device: torch.device) -> Progressed:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return Progressed()
-    with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / STATE, map_location=device, weights_only=True)
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return Progressed(**state["at"])
+def _gather(mine: Any) -> list[Any]:
+    """What every rank gave, in the order of ranks."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return found
 
 
-def _report(network: UNet, optimizer: torch.optim.Optimizer, schedule: Schedule, at: Progressed, rank: int) -> None:
-    """Register a checkpoint; every rank takes part, rank 0 brings the state."""
-    metrics = {"validation_loss": at.best_loss, "epoch": at.epoch}
-    with tempfile.TemporaryDirectory(prefix="unet_ray-checkpoint-") as folder:
-        checkpoint = None
-        if rank == 0:
-            state = {
-                "network": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "schedule": schedule.state_dict(),
-                "at": vars(at),
-            }
-            data = io.BytesIO()
-            torch.save(state, data)
-            (Path(folder) / STATE).write_bytes(data.getvalue())
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-        ray.train.report(metrics, checkpoint=checkpoint)
-
-
-def _metadata(plan: TrainPlan, cache: PatchCache, at: Progressed) -> ModelMetadata:
+def _metadata(plan: TrainPlan, cache: PatchCache, at: Progressed, scores: dict[str, float | None]) -> ModelMetadata:
     """What segmentation and honest evaluation need to know of a model."""
     made_with = cache.require()["made_with"]
     sections = []
@@ -264,7 +312,7 @@ def _metadata(plan: TrainPlan, cache: PatchCache, at: Progressed) -> ModelMetada
         training={
             "epoch": at.best_epoch,
             "step": at.step,
-            "validation_loss": at.best_loss,
+            "validation": dict(scores),
             "settings": plan.settings.model_dump(mode="json"),
             "precision": plan.precision,
         },

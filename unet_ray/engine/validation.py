@@ -1,28 +1,58 @@
-"""Loss and pixel mismatch on whole held-out sections, predicted by the tiles that segmentation uses."""
+"""What training is judged by: loss and scores on whole held-out sections, predicted as segmentation would."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from unet_ray.config.network import layers
 from unet_ray.geometry.box import Box, Triple, mirror_index
+from unet_ray.geometry.receptive_field import halo_px, margin_px
 from unet_ray.geometry.tiles import TileGrid
-from unet_ray.network.loss import cross_entropy
-from unet_ray.network.step import Precision, Reduce
-from unet_ray.network.unet import UNet, membrane_probability, network_input
-from unet_ray.storage.patch_cache import PatchCache
+from unet_ray.network.loss import LossSum, cross_entropy
+from unet_ray.network.predict import Predictor
+from unet_ray.numerics.metrics import SectionScores, score_section
+from unet_ray.numerics.stack_scores import combine
+from unet_ray.numerics.thresholds import cell_probability
+from unet_ray.storage.patch_cache import Patch, PatchCache
 
 # A multiple of every pooling factor up to 2^7; sections up to this side are one tile.
 LARGEST_TILE_PX = 512
 
+Gather = Callable[[Any], list[Any]]
+"""What each rank gave, in the order of ranks, on every rank."""
+
 
 class Validated(NamedTuple):
-    """Weighted mean loss and share of wrong pixels at probability 0.5, over all validation sections."""
+    """Scores of all validation sections; the last four as `unet_ray.numerics.stack_scores` defines them."""
 
     loss: float
+    """Weighted mean cross-entropy."""
     pixel_mismatch: float
+    """Share of wrong pixels: at 0.5, or of the likeliest class."""
+    dice: float
+    """Of membrane, or the mean over classes."""
+    pixel_error: float | None
+    v_rand: float | None
+    v_info: float | None
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A validation section and what the network makes of it, as segmentation would store it."""
+
+    raw: npt.NDArray[np.uint8]
+    """(y, x) grey levels."""
+    label: npt.NDArray[np.uint8]
+    """(y, x) class indices, 1 = membrane."""
+    known: npt.NDArray[np.bool_]
+    """(y, x), False where nobody labelled."""
+    probability: npt.NDArray[np.uint8]
+    """(y, x) of membrane, 0..255 = 0..1; of class 1 where there are more than two."""
 
 
 def section_tiles(section_px: tuple[int, int], halo: int) -> TileGrid:
@@ -39,42 +69,94 @@ def mirrored_window(section: npt.NDArray[np.uint8], box: Box) -> npt.NDArray[np.
     return section[:, rows][:, :, columns]
 
 
-@torch.no_grad()
 def validate(
-    network: UNet,
-    cache: PatchCache,
-    *,
-    halo: int,
-    margin: int,
-    weighted: bool,
-    precision: Precision,
-    rank: int,
-    world_size: int,
-    reduce: Reduce | None,
-) -> Validated:
+    predictor: Predictor, cache: PatchCache, *, weighted: bool, rank: int = 0, gather: Gather | None = None
+) -> tuple[Validated, Predicted | None]:
     """Predict every validation section exactly as segmentation would, and compare.
 
-    Sections are shared among the ranks; the result is the same on all of them.
+    Args:
+        predictor: the network.
+        cache: with validation sections, which are shared among the ranks.
+        weighted: weigh the loss by the cache's weight map; unlabelled pixels weigh 0 in any case.
+        rank: this worker's number.
+        gather: collects from all ranks; None for one.
+
+    Returns:
+        The scores, the same on all ranks, and this rank's first section, None where it has none.
     """
-    network.eval()
-    like = next(network.parameters())
+    ranks = 1 if gather is None else len(gather(None))
     plan = cache.plan()
-    sums = torch.zeros(4, dtype=torch.float64, device=like.device)
-    for number in range(rank, plan.validation, world_size):
-        patch = cache.read("validation", number)
-        for window, inside, write in _windows(patch.image, section_tiles(plan.section_px, halo), halo - margin):
-            images = network_input(torch.from_numpy(window[None]).to(like.device)).to(like.dtype)
-            with torch.autocast(like.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-                logits = network(images)[(..., *inside)]
-            label = torch.from_numpy(patch.label[write][None]).to(like.device)
-            weight = torch.from_numpy(patch.weight[write][None].astype(np.float32)).to(like.device)
-            known = (weight > 0).to(weight.dtype)
-            found = cross_entropy(logits, label, weight if weighted else known)
-            wrong = ((membrane_probability(logits) > 0.5) != (label == 1)) & (weight > 0)
-            sums += torch.stack([found.loss.double(), found.weight, wrong.sum().double(), known.sum().double()])
-    loss, weight_sum, mismatches, pixels = (sums if reduce is None else reduce(sums)).tolist()
-    network.train()
-    return Validated(loss / max(weight_sum, 1e-30), mismatches / max(pixels, 1))
+    counted, shown = list[tuple[int, _Counts, SectionScores | None]](), None
+    for number in range(rank, plan.validation, ranks):
+        predicted, counts = _predict(predictor, cache.read("validation", number), weighted)
+        scores = _scores(predicted) if predictor.config.classes <= 2 else None
+        counted.append((number, counts, scores))
+        shown = shown or predicted
+    everything = sorted((c for part in ([counted] if gather is None else gather(counted)) for c in part), key=_number)
+    total = np.sum([c.loss for _, c, _ in everything], axis=0)
+    confusion = np.sum([c.confusion for _, c, _ in everything], axis=0)
+    scored = [s for _, _, s in everything if s is not None]
+    stack = combine(scored).summary() if scored else {}
+    return Validated(
+        loss=float(total[0] / max(total[1], 1e-30)),
+        pixel_mismatch=int(confusion.sum() - np.trace(confusion)) / max(int(confusion.sum()), 1),
+        dice=_dice(confusion) if predictor.config.classes > 2 else _dice(confusion, 1),
+        pixel_error=stack.get("pixel_error"),
+        v_rand=stack.get("v_rand"),
+        v_info=stack.get("v_info"),
+    ), shown
+
+
+class _Counts(NamedTuple):
+    loss: tuple[float, float]
+    """Weighted sum and sum of weights."""
+    confusion: npt.NDArray[np.int64]
+    """(true class, predicted class) of labelled pixels."""
+
+
+def _number(row: tuple[int, Any, Any]) -> int:
+    return row[0]
+
+
+def _predict(predictor: Predictor, patch: Patch, weighted: bool) -> tuple[Predicted, _Counts]:
+    """One section by its tiles; the loss is that of the logits, which say more than a rounded probability."""
+    config = predictor.config
+    listed = layers(config)
+    halo, margin = halo_px(listed), margin_px(listed)
+    known = patch.weight > 0
+    weight = patch.weight.astype(np.float32) if weighted else known.astype(np.float32)
+    height, width = patch.label.shape
+    classes = max(config.classes, 2)
+    probability = np.empty((height, width), np.uint8)
+    loss, confusion = LossSum(torch.zeros(()), torch.zeros((), dtype=torch.float64)), np.zeros((classes, classes), int)
+    for window, inside, write in _windows(patch.image, section_tiles((height, width), halo), halo - margin):
+        logits = predictor.logits(window[None])[(..., *inside)]
+        label = torch.from_numpy(patch.label[write][None])
+        part = cross_entropy(logits, label, torch.from_numpy(weight[write][None]))
+        loss = LossSum(loss.loss + part.loss, loss.weight + part.weight)
+        found = predictor.probability(logits)[0]
+        probability[write] = np.rint(255 * (found if config.classes <= 2 else found[1]))
+        likeliest = (found > 0.5).astype(np.intp) if config.classes <= 2 else found.argmax(axis=0)
+        pairs = patch.label[write][known[write]] * classes + likeliest[known[write]]
+        confusion += np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    raw = patch.image[patch.image.shape[0] // 2]
+    return Predicted(raw, patch.label, known, probability), _Counts((float(loss.loss), float(loss.weight)), confusion)
+
+
+def _scores(predicted: Predicted) -> SectionScores:
+    """Scores of a section; where nobody labelled both sides are made membrane, which no cell score counts."""
+    cells = cell_probability(np.where(predicted.known, predicted.probability, 255).astype(np.uint8))
+    return score_section(cells, (predicted.label == 0) & predicted.known, warping=False)
+
+
+def _dice(confusion: npt.NDArray[np.int64], only: int | None = None) -> float:
+    """Dice coefficient from counts: of one class, or the mean over those that occur."""
+    true, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    either = true + predicted
+    scores = np.where(either > 0, 2 * np.diag(confusion) / np.maximum(either, 1), math.nan)
+    if only is not None:
+        return 1.0 if math.isnan(scores[only]) else float(scores[only])
+    return float(np.nanmean(scores))
 
 
 def _windows(

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numcodecs import Blosc, Zstd  # type: ignore[import-untyped]
-from numcodecs.checksum32 import CRC32C  # type: ignore[import-untyped]
+from numcodecs import Blosc, Zstd
+from numcodecs.checksum32 import CRC32C
 
 from unet_ray.storage.failure import reason
 from unet_ray.storage.patch_cache import ARRAYS, RECORD, SPLITS, CachePlan, PatchCache

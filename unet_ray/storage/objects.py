@@ -53,6 +53,19 @@ class Objects(ABC):
         """
 
     @abstractmethod
+    def get_part(self, key: str, offset: int, length: int) -> bytes | None:
+        """``length`` bytes of the object, or None where there is none; fewer where it is shorter.
+
+        Args:
+            key: of the object.
+            offset: of the first byte; negative: from the end, with ``length`` no longer than that.
+            length: at least 1.
+
+        Raises:
+            VolumeError: the disk refuses, or the store does not answer.
+        """
+
+    @abstractmethod
     def size(self, key: str) -> int | None:
         """The object's bytes, counted, or None where there is none."""
 
@@ -144,6 +157,20 @@ class LocalObjects(Objects):
             return (self.root / key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def get_part(self, key: str, offset: int, length: int) -> bytes | None:
+        try:
+            number = os.open(os.path.join(self.root, key), os.O_RDONLY)
+            try:
+                start = offset if offset >= 0 else max(0, os.fstat(number).st_size + offset)
+                return os.pread(number, length, start)
+            finally:
+                os.close(number)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            why = f"{self.root / key} cannot be read ({error.strerror or error})"
+            raise VolumeError(f"{why}; check the disk and who may read from it") from error
 
     def size(self, key: str) -> int | None:
         try:
@@ -242,6 +269,24 @@ class RemoteObjects(Objects):
                 return bytes(obstore.get(self._objects, key).bytes())
             except FileNotFoundError:
                 return None
+
+    def get_part(self, key: str, offset: int, length: int) -> bytes | None:
+        import obstore
+        from obstore.exceptions import BaseError
+
+        with self._answering(VolumeError, "read"):
+            try:
+                if offset >= 0:
+                    return bytes(obstore.get_range(self._objects, key, start=offset, length=length))
+                return bytes(obstore.get(self._objects, key, options={"range": {"suffix": -offset}}).bytes())[:length]
+            except FileNotFoundError:
+                return None
+            except BaseError:
+                # A range outside the object is refused, in words that differ between stores.
+                size = self.size(key)
+                if size is not None and size < max(offset + length, -offset):
+                    return b""
+                raise
 
     def size(self, key: str) -> int | None:
         import obstore

@@ -1,0 +1,67 @@
+"""The run directory as rank 0 of a training writes it: rows, TensorBoard events, pictures."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_ray.engine.validation import Predicted
+from unet_ray.storage.objects import Objects
+
+METRICS = "metrics.jsonl"
+_SCALARS_ARE = (int, float)
+# The rest of a row says when it was written, which is no curve.
+_NO_CURVES = frozenset({"step", "epoch", "ended", "samples", "patches"})
+
+
+class RunWriter:
+    """Rows of steps and validations; what was taken after the checkpoint resumed from is dropped.
+
+    Rows are kept in memory and put as a whole by `flush`, before each checkpoint: so a run's rows never end
+    before its newest checkpoint.
+
+    Args:
+        run: the run directory.
+        resumed_at: steps taken before; 0 for a new run.
+    """
+
+    def __init__(self, run: Objects, resumed_at: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._run = run
+        kept = (json.loads(line) for line in (run.get(METRICS) or b"").splitlines())
+        self._rows = [row for row in kept if row["step"] < resumed_at]
+        self._folder = tempfile.TemporaryDirectory(prefix="unet_ray-events-")
+        self._events = SummaryWriter(self._folder.name, purge_step=resumed_at or None)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One row per step and per validation."""
+        self._rows.append(row)
+        for name, value in row.items():
+            if isinstance(value, _SCALARS_ARE) and name not in _NO_CURVES:
+                self._events.add_scalar(f"{row['event']}/{name}", value, row["step"])
+
+    def add_pictures(self, predicted: Predicted, step: int) -> None:
+        """Raw, truth and probability of a validation section, for TensorBoard."""
+        truth = np.where(predicted.known, 255 * (predicted.label == 1), 128).astype(np.uint8)
+        for name, picture in (("raw", predicted.raw), ("truth", truth), ("probability", predicted.probability)):
+            self._events.add_image(f"validation/{name}", picture, step, dataformats="HW")
+
+    def flush(self) -> None:
+        """Put metrics.jsonl and the TensorBoard events."""
+        self._events.flush()
+        self._run.put(METRICS, "".join(json.dumps(row) + "\n" for row in self._rows).encode())
+        for path in Path(self._folder.name).iterdir():
+            self._run.put(f"tensorboard/{path.name}", path.read_bytes())
+
+    def close(self) -> None:
+        """Remove the temporary folder."""
+        self._events.close()
+        self._folder.cleanup()
+
+
+def read_rows(run: Objects) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl, oldest first; none where there is no such file."""
+    return [json.loads(line) for line in (run.get(METRICS) or b"").splitlines()]
