@@ -5,7 +5,6 @@ itself and returns one small status row.
 """
 
 import os
-import resource
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
+from unet_ray.engine.process_memory import peak_rss_bytes
 from unet_ray.geometry.block_set import BlockSet
 
 TRIES = 3
@@ -175,7 +175,7 @@ def _row(
         "started": started or ended,
         "ended": ended,
         **{stage: spent.get(stage, 0.0) for stage in ("read", "compute", "write")},
-        "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "rss": peak_rss_bytes(),
         "pid": os.getpid(),
     }
 

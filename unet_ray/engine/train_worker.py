@@ -1,6 +1,5 @@
 """What one training worker does: steps, validation, checkpoints; rank 0 also writes the run directory."""
 
-import resource
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from unet_ray.config.network import NetworkConfig, layers
 from unet_ray.config.train import TrainSettings
 from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.patch_loader import LoadedBatch, PatchLoader
+from unet_ray.engine.process_memory import peak_rss_bytes
 from unet_ray.engine.run_writer import RunWriter
 from unet_ray.engine.train_state import Progressed, TrainState
 from unet_ray.engine.validation import Gather, validate
@@ -218,11 +218,7 @@ class _Rank:
         """Time and memory that the training will take, from its first steps."""
         steps = self.loader.steps
         left = self.settings.epochs * steps - self.state.at.step
-        memory = (
-            torch.cuda.max_memory_allocated(self.device)
-            if self.plan.use_gpu
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        )
+        memory = torch.cuda.max_memory_allocated(self.device) if self.plan.use_gpu else peak_rss_bytes()
         return (
             f"forecast: {duration(seconds_per_step * steps)} per epoch of {steps:,} steps and its validation apart, "
             f"{duration(seconds_per_step * left)} in all; {memory / 1e9:.2f} GB of "
