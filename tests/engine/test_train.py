@@ -122,6 +122,14 @@ def test_finished_run_is_not_run_again(finished: tuple[Path, dict[str, Any]], ca
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
 
 
+def test_a_finished_run_is_exported(finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path) -> None:
+    from unet_ray.engine.train import train
+
+    again = train(config(cache, finished[0], export_onnx=str(tmp_path / "new" / "membrane.onnx")))
+    assert again["onnx"] == str(tmp_path / "new" / "membrane.onnx")
+    assert b"probability" in (tmp_path / "new" / "membrane.onnx").read_bytes()
+
+
 @pytest.mark.parametrize("workers", [2, 3])
 def test_more_workers_take_the_steps_of_one(
     finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path, workers: int

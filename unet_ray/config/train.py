@@ -103,6 +103,8 @@ class TrainConfig(TrainSettings):
     """Compile the network with torch.compile: minutes at the start, faster steps after it on some hardware."""
     checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None
     """Steps between checkpoints, for epochs that are too long to lose; None: one at the end of each epoch."""
+    export_onnx: str | None = None
+    """ONNX file to write of the best model once the run is complete: grey levels in, probability out."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """Newest checkpoints to keep; the best model is kept in any case."""
     initial_model: str | None = None

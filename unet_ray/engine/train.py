@@ -1,6 +1,7 @@
 """Data-parallel training on Ray Train, from a patch cache to a model file."""
 
 import json
+import os
 import sys
 import threading
 import time
@@ -24,10 +25,12 @@ from unet_ray.engine.train_worker import MODEL, TrainPlan, memory_advice, train_
 from unet_ray.engine.validation import Validated
 from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, UnetRayError
 from unet_ray.geometry.receptive_field import margin_px, nearest_output_sides
+from unet_ray.network.export import onnx_bytes, require_onnx
 from unet_ray.network.loss import Loss
 from unet_ray.network.model_file import decode
 from unet_ray.network.predict import Precision, hardware_precision
 from unet_ray.network.summary import summarise
+from unet_ray.network.unet import network_from_state
 from unet_ray.report.curves import curves_png
 from unet_ray.report.progress import Progress
 from unet_ray.storage.fingerprint import differences, digest
@@ -53,6 +56,8 @@ def train(config: TrainConfig) -> Summary:
         TrainingDivergedError: the loss became NaN; the last good model is kept.
     """
     began = time.time()
+    if config.export_onnx is not None:
+        require_onnx()  # now, not after hours of training
     run = open_objects(config.run)
     cache = PatchCache(config.cache)
     cache.require_complete()
@@ -62,6 +67,7 @@ def train(config: TrainConfig) -> Summary:
     finished = run.get(SUMMARY)
     if finished is not None:
         summary: Summary = json.loads(finished)
+        summary |= _export(config, run)
         return summary | {"seconds": round(time.time() - began, 2), "note": "the run was complete; nothing to do"}
     run.require_writable()
     with cluster():
@@ -104,7 +110,19 @@ def train(config: TrainConfig) -> Summary:
         "model": f"{config.run.rstrip('/')}/{MODEL}",
     }
     run.put(SUMMARY, json.dumps(summary).encode())
-    return summary
+    return summary | _export(config, run)
+
+
+def _export(config: TrainConfig, run: Objects) -> dict[str, str]:
+    """Write the model as ONNX where that was asked for."""
+    if config.export_onnx is None:
+        return {}
+    data = run.get(MODEL)
+    assert data is not None, "a complete run has a model"
+    network, state, metadata = decode(data, f"{config.run}/{MODEL}")
+    folder, name = os.path.split(absolute(config.export_onnx))
+    open_objects(folder).put(name, onnx_bytes(network_from_state(network, state), metadata))
+    return {"onnx": config.export_onnx}
 
 
 def _network(config: TrainConfig, cache: PatchCache) -> NetworkConfig:
