@@ -24,6 +24,7 @@ from unet_ray.engine.augment_plan import prepare
 from unet_ray.engine.augment_worker import AugmentWorker
 from unet_ray.geometry.box import Box
 from unet_ray.numerics.phantom import phantom_block
+from unet_ray.storage.objects import UNLISTED
 from unet_ray.storage.patch_cache import PatchCache
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,11 +65,11 @@ def flags(asked: dict[str, Any], cache: Path, **more: object) -> list[str]:
 
 
 def whole(cache: Path) -> dict[str, str]:
-    """Digest of every file of a cache, metadata included, but of no picture."""
+    """Digest of every file of a cache, metadata included, but of no picture and of nothing half written by the dead."""
     return {
         str(file.relative_to(cache)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(cache.rglob("*"))
-        if file.is_file() and file.suffix != ".png"
+        if file.is_file() and file.suffix != ".png" and not file.name.startswith(UNLISTED)
     }
 
 
@@ -190,6 +191,7 @@ ray.init(
 )
 threading.Thread(target=fill_in_the_middle, daemon=True).start()
 job()
+ray.shutdown()  # or Ray's own lines of what died come after the last one
 print(json.dumps(found), flush=True)
 """
 

@@ -14,8 +14,8 @@ def test_a_small_process_of_a_large_one_is_small() -> None:
     before = peak_rss_bytes()
     large = np.ones(max(before, 1 << 30), np.uint8)  # ones: every page is there
     after = peak_rss_bytes()
-    assert after >= large.nbytes
+    assert after > 0.99 * large.nbytes
     del large
-    assert peak_rss_bytes() == after, "a peak stays"
+    assert peak_rss_bytes() > 0.99 * after, "a peak stays; the kernel counts pages in batches"
     small = subprocess.run([sys.executable, "-c", PRINT_PEAK], capture_output=True, text=True, check=True)
     assert int(small.stdout) < after / 2

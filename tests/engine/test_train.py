@@ -317,8 +317,10 @@ def test_several_classes(ray_cluster: None, tmp_path: Path) -> None:
         made.put(plan, split, 0, Patch((label * 100)[:, None], label, np.ones(label.shape, np.float16)))
     with pytest.raises(ConfigError, match=r"--best-by v_rand scores cells between membranes.* 3 classes"):
         train(config(path, tmp_path / "run", best_by="v_rand"))
-    summary = train(config(path, tmp_path / "run", epochs=40, batch_size=4, learning_rate=0.01, base_channels=8))
-    assert summary["validation"]["pixel_mismatch"] < 0.3  # by chance 0.67
+    # An epoch is one step here: the running statistics of batch normalisation are behind in the first ones.
+    settings = {"epochs": 40, "early_stop_epochs": 40, "batch_size": 4, "learning_rate": 0.01, "base_channels": 8}
+    summary = train(config(path, tmp_path / "run", **settings))
+    assert summary["validation"]["pixel_mismatch"] < 0.05  # by chance 0.67
     assert summary["validation"]["v_rand"] is None
     assert decode((tmp_path / "run" / "model.safetensors").read_bytes())[0].classes == 3
 
