@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from unet_ray.config.recipe import RECIPES, WeightMap
 from unet_ray.numerics import augment, grey_noise, warp
+from unet_ray.numerics.draw import Drawn, draw
 from unet_ray.numerics.labels import SectionLabels, membrane_and_cells
 from unet_ray.numerics.weight_map import weight_map, weight_reach_px
 from unet_ray.storage.objects import open_objects
@@ -21,17 +22,17 @@ from unet_ray.storage.patch_cache import ARRAYS, CachePlan, Patch
 from unet_ray.storage.shards import ShardCodec
 
 
-def drawn_of(number: int, sections: int, side: int, seed: int) -> augment.Drawn:
+def drawn_of(number: int, sections: int, side: int, seed: int) -> Drawn:
     """Parameters of a patch of the recipe ``notebook``."""
     variant, section = divmod(number, sections)
-    return augment.draw(
+    return draw(
         RECIPES["notebook"], seed=seed, stack=0, section=section, variant=variant, section_shape=(side, side),
         patch_px=side,
     )  # fmt: skip
 
 
 def by_parts(
-    drawn: augment.Drawn, image: npt.NDArray[np.uint8], labels: SectionLabels, weighting: WeightMap
+    drawn: Drawn, image: npt.NDArray[np.uint8], labels: SectionLabels, weighting: WeightMap
 ) -> tuple[Patch, dict[str, float]]:
     """What `augment.apply` does for this recipe, one part after the other: the patch, and each part's seconds."""
     reach, side = weight_reach_px(weighting), drawn.patch_px

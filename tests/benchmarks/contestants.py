@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from unet_ray.config.recipe import RECIPES, WeightMap
 from unet_ray.numerics import augment
+from unet_ray.numerics.draw import draw
 from unet_ray.numerics.labels import membrane_and_cells
 
 Sections = list[npt.NDArray[np.uint8]]
@@ -212,7 +213,7 @@ def _ours(weighting: WeightMap) -> Callable[[Sections, Sections, int], PairMaker
         def pair(number: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]:
             variant, section = divmod(number, len(held))
             image, its_labels = held[section]
-            drawn = augment.draw(
+            drawn = draw(
                 recipe, seed=seed, stack=0, section=section, variant=variant, section_shape=(side, side), patch_px=side
             )
             patch = augment.apply(drawn, image, its_labels, weighting=weighting)

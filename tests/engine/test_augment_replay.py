@@ -20,7 +20,7 @@ from unet_ray.engine.augment_replay import replay
 from unet_ray.engine.augment_worker import AugmentWorker
 from unet_ray.errors import CacheMismatchError, ConfigError, TargetError, VolumeError
 from unet_ray.geometry.box import Box
-from unet_ray.numerics.augment import Drawn
+from unet_ray.numerics.draw import Drawn
 from unet_ray.numerics.phantom import phantom_block
 from unet_ray.storage.patch_cache import Patch, PatchCache
 

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unet_ray.config.recipe import RECIPES, Recipe, WeightMap, recipe
-from unet_ray.numerics.augment import apply, draw, whole_section
+from unet_ray.numerics.augment import apply, whole_section
+from unet_ray.numerics.draw import draw
 from unet_ray.numerics.labels import SectionLabels, membrane_and_cells
 from unet_ray.numerics.weight_map import weight_map
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from unet_ray.config.recipe import Recipe, WeightMap
-from unet_ray.numerics.augment import apply, draw
+from unet_ray.numerics.augment import apply
 from unet_ray.numerics.defects import Cloud, Line, Rectangle, Spot
-from unet_ray.numerics.draw import Drawn
+from unet_ray.numerics.draw import Drawn, draw
 from unet_ray.numerics.labels import membrane_and_cells
 
 SIDE, START = 61, -30.0

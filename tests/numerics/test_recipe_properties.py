@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from unet_ray.config.recipe import RECIPES, Recipe, WeightMap
 from unet_ray.numerics import warp
-from unet_ray.numerics.augment import Drawn, apply, coordinate_field, draw
+from unet_ray.numerics.augment import apply, coordinate_field
+from unet_ray.numerics.draw import Drawn, draw
 from unet_ray.numerics.labels import membrane_and_cells
 
 WEIGHTING = WeightMap(border_sigma_px=2.0)

@@ -10,7 +10,7 @@ from unet_ray.engine.labelled_stacks import LabelledStacks, SectionPlace, stack_
 from unet_ray.engine.section_survey import context_places, survey
 from unet_ray.errors import CacheMismatchError, ConfigError, VolumeError
 from unet_ray.geometry.receptive_field import margin_px, nearest_output_sides
-from unet_ray.numerics.augment import Drawn, draw
+from unet_ray.numerics.draw import Drawn, draw
 from unet_ray.numerics.intensity import IntensityMap
 from unet_ray.numerics.weight_map import class_weights
 from unet_ray.storage.objects import absolute

@@ -2,7 +2,8 @@
 
 from unet_ray.engine.augment_plan import AugmentPlan
 from unet_ray.engine.labelled_stacks import SectionMemory, SectionPlace
-from unet_ray.numerics.augment import Drawn, apply, whole_section
+from unet_ray.numerics.augment import apply, whole_section
+from unet_ray.numerics.draw import Drawn
 from unet_ray.storage.patch_cache import Patch, PatchCache, PatchLike
 
 

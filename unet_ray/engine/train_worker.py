@@ -244,7 +244,7 @@ class _Clock:
 def batch_of(loaded: LoadedBatch, weighted: bool) -> Batch:
     """Tensors of a batch; without the weight map only unlabelled pixels, which weigh 0, keep a weight."""
     patch = loaded.patch
-    weight = patch.weight if weighted else (patch.weight > 0).astype(np.float32)
+    weight = patch.weight if weighted else patch.weight > 0
     return Batch(
         torch.from_numpy(patch.image),
         torch.from_numpy(patch.label),

@@ -10,11 +10,9 @@ from scipy import ndimage
 
 from unet_ray.config.recipe import WeightMap
 from unet_ray.numerics import elastic, grey_noise, warp
-from unet_ray.numerics.draw import Drawn, draw
+from unet_ray.numerics.draw import Drawn
 from unet_ray.numerics.labels import SectionLabels
 from unet_ray.numerics.weight_map import weight_map, weight_reach_px
-
-__all__ = ["Drawn", "Patch", "apply", "coordinate_field", "draw", "whole_section"]
 
 _BLUR_TRUNCATE = 4.0
 
@@ -52,7 +50,7 @@ def apply(
     at the detector, less of it in the dark; and a missing patch, which no detector saw.
 
     Args:
-        drawn: from `draw`, for this section.
+        drawn: from `unet_ray.numerics.draw.draw`, for this section.
         image: (c, y, x), the whole section; c > 1 for context sections, which share field, grey-level
             changes and blur, but not the noise; a defect is in one of them, as it is in one section.
         labels: of the whole undeformed section.
