@@ -11,8 +11,7 @@ import torch
 import torch.distributed as dist
 
 from unet_ray.config.network import NetworkConfig, network_config
-from unet_ray.engine.train_worker import _differentiable_sum, _sum_over_ranks
-from unet_ray.network.batch_norm import set_reduce
+from unet_ray.engine.ranks import averaging, sum_over_ranks
 from unet_ray.network.loss import Loss
 from unet_ray.network.step import Batch, make_optimizer, train_step
 from unet_ray.network.unet import UNet, new_network
@@ -43,15 +42,8 @@ def part(batch: Batch, rank: int, world_size: int) -> Batch:
 def take_steps(config: NetworkConfig, rank: int, world_size: int) -> UNet:
     torch.set_num_threads(1)
     network = new_network(config, seed=3).double()
-    wrapped: torch.nn.Module = network
-    reduce = None
-    if world_size > 1:
-        set_reduce(network, _differentiable_sum)
-        wrapped = torch.nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
-
-        def reduce(values: torch.Tensor) -> torch.Tensor:
-            return _sum_over_ranks(values, torch.device("cpu"))
-
+    wrapped = averaging(network, torch.device("cpu")) if world_size > 1 else network
+    reduce = sum_over_ranks if world_size > 1 else None
     optimizer = make_optimizer(network, "adamw", 1e-2)
     for step in range(STEPS):
         mine = part(batch_of_step(step, config), rank, world_size)

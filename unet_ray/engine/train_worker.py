@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,20 +9,18 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from unet_ray.config.network import NetworkConfig, layers
 from unet_ray.config.train import TrainSettings
 from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.patch_loader import LoadedBatch, PatchLoader
-from unet_ray.engine.process_memory import peak_rss_bytes
+from unet_ray.engine.process_memory import keep_freed_memory, peak_rss_bytes
+from unet_ray.engine.ranks import averaging, gather, sum_over_ranks
 from unet_ray.engine.run_writer import RunWriter
 from unet_ray.engine.train_state import Progressed, TrainState
 from unet_ray.engine.validation import Gather, validate
 from unet_ray.errors import UnetRayError
 from unet_ray.geometry.receptive_field import halo_px, margin_px
-from unet_ray.network.batch_norm import set_reduce
 from unet_ray.network.ema import WeightAverage
 from unet_ray.network.loss import Loss
 from unet_ray.network.model_file import ModelMetadata, Normalisation, TrainingSection, decode, encode
@@ -99,6 +96,7 @@ class _Rank:
 
     def __init__(self, plan: TrainPlan, board: Any, rank: int, world_size: int) -> None:
         torch.set_num_threads(plan.threads)
+        keep_freed_memory()
         self.plan, self.board, self.rank, self.world_size = plan, board, rank, world_size
         self.settings = settings = plan.settings
         self.device = ray.train.torch.get_device() if plan.use_gpu else torch.device("cpu")
@@ -125,15 +123,9 @@ class _Rank:
             at=Progressed(),
         )  # fmt: skip
         self.state.resume(self.device)
-        self.reduce = partial(_sum_over_ranks, device=self.device) if world_size > 1 else None
-        self.gather: Gather | None = _gather if world_size > 1 else None
-        self.wrapped: torch.nn.Module = network
-        if world_size > 1:
-            set_reduce(network, _differentiable_sum)
-            # Statistics are already those of the global batch on every rank.
-            self.wrapped = torch.nn.parallel.DistributedDataParallel(
-                network, device_ids=[self.device] if plan.use_gpu else None, broadcast_buffers=False
-            )
+        self.reduce = sum_over_ranks if world_size > 1 else None
+        self.gather: Gather | None = gather if world_size > 1 else None
+        self.wrapped: torch.nn.Module = averaging(network, self.device) if world_size > 1 else network
         if plan.compile:
             self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
         self.writer = RunWriter(self.run, self.state.at.step) if rank == 0 else None
@@ -266,26 +258,6 @@ def _start_network(plan: TrainPlan) -> UNet:
     if plan.initial_model is not None:
         network.load_state_dict(decode(read_model_file(plan.initial_model), plan.initial_model)[1])
     return network
-
-
-def _sum_over_ranks(values: Tensor, device: torch.device) -> Tensor:
-    summed = values.to(device)
-    dist.all_reduce(summed)
-    return summed
-
-
-def _differentiable_sum(values: Tensor) -> Tensor:
-    from torch.distributed.nn.functional import all_reduce
-
-    summed: Tensor = all_reduce(values)  # type: ignore[no-untyped-call]
-    return summed
-
-
-def _gather(mine: Any) -> list[Any]:
-    """What every rank gave, in the order of ranks."""
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, mine)
-    return found
 
 
 def _metadata(plan: TrainPlan, cache: PatchCache, at: Progressed, scores: dict[str, float | None]) -> ModelMetadata:

@@ -14,7 +14,6 @@ from unet_ray.geometry.receptive_field import (
     margin_px,
     pooling_factor,
 )
-from unet_ray.network.batch_norm import set_reduce
 from unet_ray.network.dropout import dropout_masks
 from unet_ray.network.loss import Loss
 from unet_ray.network.step import OptimizerName, Precision
@@ -99,7 +98,7 @@ def summarise(
         precision: of the activations.
         loss: its terms keep something, too.
         averaged: whether a moving average of the weights is kept.
-        workers: from 2 on gradients are copied for averaging, and batch normalisation keeps float32.
+        workers: from 2 on gradients are copied for averaging.
 
     >>> from unet_ray.config.network import network_config
     >>> found = summarise(network_config("paper"), patches=1, patch_px=388, optimizer="sgd")
@@ -107,7 +106,7 @@ def summarise(
     '31.03 M parameters, margin 92 px, halo 94 px, receptive field 204 px, 999.2 k MACs per pixel'
     """
     listed = layers(config)
-    parameters, macs, kept, largest = _trace(config, patches, patch_px, precision, loss, workers)
+    parameters, macs, kept, largest = _trace(config, patches, patch_px, precision, loss)
     # parameters, gradients, optimiser, average, buckets of gradients; the copies that autocast makes
     copies = 2 + _OPTIMIZER_STATE[optimizer] + averaged + (workers > 1)
     per_parameter = 4 * copies + (0 if precision == "float32" else 2)
@@ -125,7 +124,7 @@ def summarise(
 
 
 def _trace(
-    config: NetworkConfig, patches: int, patch_px: int, precision: Precision, loss: Loss, workers: int
+    config: NetworkConfig, patches: int, patch_px: int, precision: Precision, loss: Loss
 ) -> tuple[int, int, int, int]:
     """Parameters, MACs of a forward pass, bytes that it keeps, and bytes of the largest feature map."""
     macs, largest, kept = 0, 0, dict[int, Any]()
@@ -153,8 +152,6 @@ def _trace(
         for module in model.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 module.register_forward_hook(count)
-        if workers > 1:
-            set_reduce(model, lambda sums: sums)
         side = patch_px + 2 * margin_px(layers(config))
         images = torch.empty(patches, config.in_channels, side, side, dtype=next(model.parameters()).dtype)
         labels = torch.empty(patches, patch_px, patch_px, dtype=torch.uint8)
