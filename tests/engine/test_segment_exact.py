@@ -17,7 +17,7 @@ from unet_ray.geometry.box import Box, Triple
 from unet_ray.geometry.receptive_field import margin_px, pooling_factor
 from unet_ray.geometry.tiles import TileGrid
 from unet_ray.network.model_file import decode
-from unet_ray.network.predict import Precision, Predictor
+from unet_ray.network.predict import Precision, Predictor, Tta
 from unet_ray.storage.segmentation import LEVEL, MASK
 from unet_ray.storage.volume import open_volume
 
@@ -31,27 +31,50 @@ def in_one_piece(job: Job) -> npt.NDArray[np.float32]:
     factor = pooling_factor(layers(config))
     halo, predict = job.layout.blocks.tiles.halo, Predictor(config, state)
     crop = halo[1] - margin_px(layers(config))
-    found = np.empty(job.volume.shape, np.float32)
+    found = np.zeros(job.volume.shape, np.float32)
     for z in range(depth):
         whole = Box((z, 0, 0), (z + 1, -(-height // factor) * factor, -(-width // factor) * factor))
         window = np.ascontiguousarray(job.read(whole.grow(halo))[None])
-        found[z] = predict(window)[0, crop : crop + height, crop : crop + width]
-    return found
+        for axes in VIEWS[job.tta]:
+            seen = view(window, axes)
+            found[z] += view(predict(seen), axes, back=True)[0, crop : crop + height, crop : crop + width]
+    return found / len(VIEWS[job.tta])
+
+
+# Whether y and x are exchanged first, and what is flipped then: every symmetry of a square by other words.
+VIEWS = {
+    "none": [(False, ())],
+    "flips": [(False, axes) for axes in ((), (-2,), (-1,), (-2, -1))],
+    "dihedral": [(exchanged, axes) for exchanged in (False, True) for axes in ((), (-2,), (-1,), (-2, -1))],
+}
+
+
+def view(values: npt.NDArray[Any], of: tuple[bool, tuple[int, ...]], back: bool = False) -> npt.NDArray[Any]:
+    exchanged, axes = of
+    if back:
+        values = np.flip(values, axes)
+    if exchanged:
+        values = np.swapaxes(values, -2, -1)
+    return np.ascontiguousarray(values if back else np.flip(values, axes))
 
 
 @pytest.mark.parametrize(
-    ("preset", "depth", "context", "shape", "tile_px"),
+    ("preset", "depth", "context", "shape", "tile_px", "tta"),
     [
-        ("default", 5, 0, (2, 97, 131), 48),
-        ("paper", 5, 0, (2, 97, 131), 48),
-        ("keras", 5, 0, (2, 97, 131), 48),
-        ("default", 3, 1, (3, 61, 47), 20),
-        ("paper", 3, 2, (2, 61, 47), 20),
-        ("keras", 3, 0, (15, 61, 47), 12),
-        ("default", 3, 0, (20, 13, 7), 4),
-        ("default", 3, 0, (1, 1, 1), 4),
-        ("paper", 3, 1, (1, 1, 1), 4),
-        ("paper", 5, 0, (1, 1, 37), 16),
+        ("default", 5, 0, (2, 97, 131), 48, "none"),
+        ("paper", 5, 0, (2, 97, 131), 48, "none"),
+        ("keras", 5, 0, (2, 97, 131), 48, "none"),
+        ("default", 3, 1, (3, 61, 47), 20, "none"),
+        ("paper", 3, 2, (2, 61, 47), 20, "none"),
+        ("keras", 3, 0, (15, 61, 47), 12, "none"),
+        ("default", 3, 0, (20, 13, 7), 4, "none"),
+        ("default", 3, 0, (1, 1, 1), 4, "none"),
+        ("paper", 3, 1, (1, 1, 1), 4, "none"),
+        ("paper", 5, 0, (1, 1, 37), 16, "none"),
+        ("default", 4, 0, (2, 61, 47), 24, "flips"),
+        ("default", 4, 0, (2, 61, 47), 24, "dihedral"),
+        ("paper", 3, 1, (2, 61, 47), 20, "dihedral"),
+        ("keras", 3, 0, (1, 61, 47), 20, "dihedral"),
     ],
 )
 def test_tiles_equal_the_whole_section(
@@ -60,6 +83,7 @@ def test_tiles_equal_the_whole_section(
     context: int,
     shape: Triple,
     tile_px: int,
+    tta: Tta,
     tmp_path: Path,
     write_model: Callable[..., str],
     write_zarr: Callable[..., str],
@@ -69,7 +93,7 @@ def test_tiles_equal_the_whole_section(
 ) -> None:
     volume = write_zarr(tmp_path / "volume.zarr", phantom_image(shape, 5))
     model = write_model(tmp_path / "m", preset, depth=depth, base_channels=4, in_channels=1 + 2 * context, seed=3)
-    job = by_plain_loop(volume, model, tmp_path / "out.zarr", tile_px, THRESHOLD)
+    job = by_plain_loop(volume, model, tmp_path / "out.zarr", tile_px, THRESHOLD, tta=tta)
     found = read_all(job.output.path)
     tiles = job.layout.blocks.tiles
     # Not trivial: something overhangs; where the volume is not one voxel, more than one tile and shard, and a picture.

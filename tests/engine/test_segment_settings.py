@@ -104,6 +104,7 @@ def test_refusals_leave_the_output_alone(
     write_model(model, "default", base_channels=4, seed=1)
     refused(OutputMismatchError, "was made with model", model=str(model))
     refused(OutputMismatchError, "tile_px 16", tile_px=32)
+    refused(OutputMismatchError, "tta none", tta="flips")
     refused(TileGridError, "nearest sides are 28 and 32", tile_px=30, overwrite=True)
     refused(ConfigError, "asks for section 2", sections=("1:3",))
     refused(ModelFileError, "no model file", model=f"{tmp_path}/none")
@@ -145,6 +146,21 @@ def test_sixteen_bits_by_the_models_or_the_volumes_grey_levels(
     assert segment(SegmentConfig(**given))["status"] == "complete"
     assert np.array_equal(read_all(given["output"]), read_all(tmp_path / "expected"))
     assert not np.array_equal(read_all(given["output"]), read_all(made))
+
+
+def test_views_are_averaged_in_the_job_as_in_the_plain_loop(
+    asked: dict[str, Any],
+    made: Path,
+    tmp_path: Path,
+    by_plain_loop: Callable[..., Job],
+    read_all: Callable[..., npt.NDArray[Any]],
+) -> None:
+    summary = segment(SegmentConfig(**asked, output=f"{tmp_path}/out.zarr", tta="dihedral"))
+    assert (summary["status"], summary["blocks_written"]) == ("complete", BLOCKS)
+    assert summary["seam_max_abs_diff"] <= 1e-6
+    by_plain_loop(asked["volume"], asked["model"], tmp_path / "expected", TILE, THRESHOLD, tta="dihedral")
+    assert np.array_equal(read_all(f"{tmp_path}/out.zarr"), read_all(tmp_path / "expected"))
+    assert not np.array_equal(read_all(f"{tmp_path}/out.zarr"), read_all(made))
 
 
 def test_voxel_size_must_fit_unless_accepted(

@@ -16,6 +16,8 @@ class SegmentSettings(Config):
     """Membrane where the probability is above this, 0 to 1."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the network; auto: bfloat16 where the hardware computes with it and the seam probe passes."""
+    tta: Literal["none", "flips", "dihedral"] = "none"
+    """Test-time augmentation: predict each tile once, with its flips (4 times the work) or in all 8 symmetries of the square, and average."""
     normalise: Literal["model", "volume"] = "model"
     """Grey levels by the mapping stored with the model, or by percentiles of a sample of this volume."""
     voxel_size_nm: VoxelSize | None = None

@@ -65,6 +65,7 @@ def segment(config: SegmentConfig) -> Summary:
         "volume": volume.identity(),
         "model": digest(model),
         "intensity": intensity.model_dump(),
+        "tta": config.tta,
         **{key: value for key in ("tile_px", "precision") if (value := getattr(config, key)) != "auto"},
     }
     expected = asked.keys() - ({"volume"} if config.accept_changed_volume else set())
@@ -96,7 +97,7 @@ def segment(config: SegmentConfig) -> Summary:
             gpus = 1 if config.use_gpu else 0
             threads = _threads(config, stored)
             workers = pool_size(config.workers, cpus_each=threads, gpus_each=gpus)
-            job = Job(volume, model, intensity, output, layout, config.threshold, threads, config.use_gpu)
+            job = Job(volume, model, intensity, output, layout, config.threshold, threads, config.use_gpu, config.tta)
             if stored is None:
                 certificate, resolved = _resolve(job, config)
                 if certificate.note:

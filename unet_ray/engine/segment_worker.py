@@ -14,7 +14,7 @@ from unet_ray.engine.segment_plan import probe_box
 from unet_ray.geometry.box import Box
 from unet_ray.geometry.receptive_field import margin_px, pooling_factor
 from unet_ray.network.model_file import decode
-from unet_ray.network.predict import Precision, Predictor, hardware_precision
+from unet_ray.network.predict import Precision, Predictor, Tta, hardware_precision
 from unet_ray.numerics.intensity import IntensityMap
 from unet_ray.storage.segmentation import Segmentation, SegmentationLayout
 from unet_ray.storage.volume import Volume
@@ -32,6 +32,7 @@ class Job:
     threshold: float
     threads: int
     use_gpu: bool
+    tta: Tta = "none"
 
     @property
     def crop(self) -> int:
@@ -47,11 +48,11 @@ class Job:
         """The model on this worker's device."""
         torch.set_num_threads(self.threads)
         config, state, _ = decode(self.model)
-        return Predictor(config, state, "cuda" if self.use_gpu else "cpu", precision)
+        return Predictor(config, state, "cuda" if self.use_gpu else "cpu", precision, self.tta)
 
 
 class SegmentWorker:
-    """Reads, predicts and writes blocks; each tile is one forward pass of the same shape."""
+    """Reads, predicts and writes blocks; each tile is a forward pass (or several, turned) of the same shape."""
 
     def __init__(self, job: Job, precision: Precision) -> None:
         self.job, self.precision, self.crop = job, precision, job.crop

@@ -18,7 +18,11 @@ from unet_ray.network.unet import (
 )
 
 Precision = Literal["float32", "bfloat16", "float16"]
+Tta = Literal["none", "flips", "dihedral"]
 TORCH_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Turn t of the square: t % 4 quarter turns, then flipped in x from 4 on.
+_VIEWS: dict[Tta, tuple[int, ...]] = {"none": (0,), "flips": (0, 2, 4, 6), "dihedral": tuple(range(8))}
 
 
 def hardware_precision(device: torch.device | str) -> Precision:
@@ -38,6 +42,9 @@ class Predictor:
         state: its weights, as `unet_ray.network.model_file.decode` gives them.
         device: where it runs.
         precision: dtype of weights and activations; the last probabilities are float32.
+        tta: test-time augmentation: the mean probability of the window as it is ("none"), of it and its flips in x,
+            y and both ("flips"), or of all 8 symmetries of the square ("dihedral"). Windows of tiles whose first and
+            last pixel lie on the pooling grid stay exact: seen from the other end, the grid is the same for all.
     """
 
     def __init__(
@@ -46,8 +53,9 @@ class Predictor:
         state: Mapping[str, Tensor],
         device: torch.device | str = "cpu",
         precision: Precision = "float32",
+        tta: Tta = "none",
     ) -> None:
-        self.config, self.device, self.precision = config, torch.device(device), precision
+        self.config, self.device, self.precision, self.tta = config, torch.device(device), precision, tta
         # On a CPU channels_last doubles the speed in bfloat16 and halves it in float32.
         fast = precision != "float32" or self.device.type == "cuda"
         self._layout = torch.channels_last if fast else torch.contiguous_format
@@ -66,7 +74,12 @@ class Predictor:
         Returns:
             (n, h - 2m, w - 2m) in 0..1; (n, k, h - 2m, w - 2m) for k > 2 classes. m is the margin.
         """
-        return self.probability(self.logits(windows))
+        views = [
+            _turned_back(self.probability(self.logits(np.ascontiguousarray(_turned(windows, turn)))), turn)
+            for turn in _VIEWS[self.tta]
+        ]
+        found: npt.NDArray[np.float32] = views[0] if len(views) == 1 else np.mean(views, axis=0)
+        return found
 
     @torch.inference_mode()
     def logits(self, windows: npt.NDArray[np.uint8]) -> Tensor:
@@ -81,3 +94,12 @@ class Predictor:
         of = membrane_probability if self.config.classes <= 2 else class_probability
         found: npt.NDArray[Any] = of(logits).cpu().numpy()
         return found
+
+
+def _turned(values: npt.NDArray[Any], turn: int) -> npt.NDArray[Any]:
+    turned = np.rot90(values, turn % 4, axes=(-2, -1))
+    return turned[..., ::-1] if turn >= 4 else turned
+
+
+def _turned_back(values: npt.NDArray[Any], turn: int) -> npt.NDArray[Any]:
+    return np.rot90(values[..., ::-1] if turn >= 4 else values, -(turn % 4), axes=(-2, -1))
