@@ -16,7 +16,7 @@ from unet_ray.config.evaluate import EvaluateConfig
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine import evaluate as engine
 from unet_ray.engine.evaluate import METRICS, PANELS, evaluate
-from unet_ray.errors import LabelError, VolumeError
+from unet_ray.errors import ConfigError, LabelError, VolumeError
 from unet_ray.geometry.box import Box
 from unet_ray.numerics.metrics import score_section
 from unet_ray.numerics.phantom import phantom_block
@@ -112,6 +112,31 @@ def test_two_workers_score_as_the_plain_loop(
     assert same(written, expected)
     assert [row["section"] for row in written["sections"]] == [0, 2, 3]
     assert (report / PANELS).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_threshold_that_other_sections_fixed(
+    labels: Path, membrane: npt.NDArray[np.uint8], tmp_path: Path, write_zarr: Callable[..., str]
+) -> None:
+    """Sections 0 and 1 say 0.25 where the others say 0.65: what is best there is not what is best here."""
+    rng = np.random.default_rng(5)
+    low, high = np.array([40, 40, 140, 140])[:, None, None], np.array([90, 90, 190, 190])[:, None, None]
+    values = np.where(membrane > 0, high, low) + rng.integers(-30, 30, membrane.shape)
+    given = {"prediction": write_zarr(tmp_path / "p.zarr", values.astype(np.uint8)), "labels": str(labels)}
+    alone = evaluate(EvaluateConfig(**given, sections=("2:4",)))
+    report = tmp_path / "report"
+    found = evaluate(EvaluateConfig(**given, sections=("2:4",), threshold_sections=("0:2",), report=str(report)))
+    assert same(found, {name: value for name, value in alone.items() if name not in ("seconds", "startup_seconds")})
+    others = combine([score_section(cell_probability(values[z].astype(np.uint8)), membrane[z] == 0) for z in (0, 1)])
+    both = others.curves["v_rand"] + others.curves["v_info"]
+    assert found["fixed_threshold"] == pytest.approx(0.1 * int(np.argmax(both)))
+    written = json.loads((report / METRICS).read_text())
+    for name in ("v_rand", "v_info", "pixel_mismatch"):
+        at_fixed = written["curves"][name][int(np.argmax(both))]
+        assert found[f"{name}_at_fixed_threshold"] == written[f"{name}_at_fixed_threshold"] == at_fixed
+    assert found["v_rand_at_fixed_threshold"] < found["v_rand"] - 0.05
+    with pytest.raises(ConfigError, match="--threshold-sections names section 2, which is scored itself"):
+        evaluate(EvaluateConfig(**given, sections=("2:4",), threshold_sections=("1:3",)))
 
 
 @pytest.mark.usefixtures("here")

@@ -57,6 +57,7 @@ def test_end_to_end(config: Path, tmp_path: Path, run_job: Callable[..., Any]) -
     assert summary["segment"]["voxels"] == 6 * 128 * 128
     assert summary["segment"]["blocks_written"] == summary["segment"]["blocks"] > 1
     assert summary["evaluate"]["sections"] == [4]
+    assert summary["evaluate"]["v_rand_at_fixed_threshold"] <= summary["evaluate"]["v_rand"]  # by validation section 1
 
     run = tmp_path / "run"
     for name in ("model.safetensors", "metrics.jsonl", "curves.png"):

@@ -20,6 +20,8 @@ class EvaluateConfig(Config):
     """What labels mean: interior (bright = inside a cell), membrane (bright = membrane), instances (ids)."""
     sections: tuple[str, ...] = ()
     """Sections to score: numbers, A:B or A:B:STEP; none: all."""
+    threshold_sections: tuple[str, ...] = ()
+    """Sections, such as those of validation, whose best common threshold the scores are also given at; they must not be among the scored ones."""
     images: str | None = None
     """Raw images, for the report's pictures alone."""
     report: str | None = None

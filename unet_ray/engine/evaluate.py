@@ -13,11 +13,11 @@ from unet_ray.config.evaluate import EvaluateConfig
 from unet_ray.config.sections import parse_sections
 from unet_ray.engine.cluster import cluster, pool_size
 from unet_ray.engine.labelled_stacks import read_section
-from unet_ray.errors import LabelError, OutputMismatchError, VolumeError
+from unet_ray.errors import ConfigError, LabelError, OutputMismatchError, VolumeError
 from unet_ray.numerics.labels import LabelKind, membrane_and_cells
 from unet_ray.numerics.metrics import SectionScores, score_section
 from unet_ray.numerics.stack_scores import StackScores, combine
-from unet_ray.numerics.thresholds import Polarity, cell_probability
+from unet_ray.numerics.thresholds import THRESHOLDS, Polarity, cell_probability
 from unet_ray.report.pictures import PanelRow, panels_png
 from unet_ray.report.progress import Progress
 from unet_ray.storage.objects import open_objects
@@ -52,23 +52,35 @@ def evaluate(config: EvaluateConfig) -> Summary:
         )
     depth = labels.shape[0]
     sections = parse_sections(config.sections, depth, "--sections") or tuple(range(depth))
-    _refuse_unwritten(config.prediction, sections)
+    fixing = parse_sections(config.threshold_sections, depth, "--threshold-sections")
+    if shared := sorted(set(fixing) & set(sections)):
+        raise ConfigError(
+            f"--threshold-sections names section {shared[0]}, which is scored itself; a threshold that was fixed "
+            "before has to come from other sections: take it out there or name the others with --sections"
+        )
+    _refuse_unwritten(config.prediction, (*sections, *fixing))
     report = None if config.report is None else open_objects(config.report)
     if report is not None:
         report.require_writable()
-    full_scale = _full_scale(prediction, sections)
+    full_scale = _full_scale(prediction, (*sections, *fixing))
     with cluster():
-        scored = _score(config, prediction, labels, sections, full_scale)
+        scored = _score(config, prediction, labels, (*sections, *fixing), full_scale)
     scores = combine([scored[z][0] for z in sections])
+    fixed: dict[str, Any] = {}
+    if fixing:
+        number = combine([scored[z][0] for z in fixing]).common_threshold
+        at_fixed = {f"{name}_at_fixed_threshold": score for name, score in scores.at_threshold(number).items()}
+        fixed = {"fixed_threshold": float(THRESHOLDS[number]), **at_fixed}
     summary: Summary = {
         "status": "complete",
         "seconds": 0.0,
         "startup_seconds": round(min(started for _, started in scored.values()) - began, 2),
         "sections": list(sections),
         **scores.summary(),
+        **fixed,
     }
     if report is not None:
-        report.put(METRICS, _metrics_json(config, sections, scores))
+        report.put(METRICS, _metrics_json(config, sections, scores, fixed))
         report.put(PANELS, _panels(config, images, prediction, labels, sections, full_scale))
         summary["report"] = config.report
     return summary | {"seconds": round(time.time() - began, 2)}
@@ -137,11 +149,13 @@ def _score(
     return scored
 
 
-def _metrics_json(config: EvaluateConfig, sections: tuple[int, ...], scores: StackScores) -> bytes:
+def _metrics_json(
+    config: EvaluateConfig, sections: tuple[int, ...], scores: StackScores, fixed: dict[str, Any]
+) -> bytes:
     found = scores.to_json()
     for z, row in zip(sections, found["sections"], strict=True):
         row["section"] = z
-    return json.dumps({"config": config.model_dump(mode="json"), **found}, indent=1).encode()
+    return json.dumps({"config": config.model_dump(mode="json"), **fixed, **found}, indent=1).encode()
 
 
 def _panels(

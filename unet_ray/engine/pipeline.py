@@ -41,8 +41,11 @@ def pipeline(config: PipelineConfig) -> Summary:
         raise ConfigError(
             "no sections are set apart; name some with --augment.validation-sections and --augment.exclude-sections"
         )
-    if config.images is not None:
-        parse_sections(scored, open_volume(config.images).shape[0], "--score-sections")
+    depth = config.phantom.shape[0] if config.images is None else open_volume(config.images).shape[0]
+    held = parse_sections(scored, depth, "--score-sections")
+    # Sections that chose the model may also choose a threshold, unless they are scored themselves.
+    validation = parse_sections(config.augment.validation_sections, depth, "--augment.validation-sections")
+    fixing = tuple(str(section) for section in validation if section not in held)
     with cluster():
         ready = time.time()
         images, labels = config.images, config.labels
@@ -75,14 +78,14 @@ def pipeline(config: PipelineConfig) -> Summary:
             segmented = segment_to(images, segmentation, (), config.tiff)
             prediction = segmentation
         else:
-            # Of the labelled stack only the sections that are scored.
+            # Of the labelled stack only the sections that are scored or choose the threshold.
             prediction = f"{output}/scored.zarr"
-            segment_to(images, prediction, scored, None)
+            segment_to(images, prediction, (*scored, *fixing), None)
             segmented = segment_to(config.volume, segmentation, (), config.tiff)
         evaluated = evaluate(
             EvaluateConfig(
                 prediction=prediction, labels=labels, label_kind=config.augment.label_kind, sections=scored,
-                images=images, report=f"{output}/report", workers=config.workers,
+                threshold_sections=fixing, images=images, report=f"{output}/report", workers=config.workers,
             )
         )  # fmt: skip
     stages = {"augment": augmented, "train": trained, "segment": segmented, "evaluate": evaluated}

@@ -90,6 +90,15 @@ class StackScores:
         numbers = (f.name for f in fields(self) if f.name not in ("curves", "sections"))
         return {name: _defined(getattr(self, name)) for name in numbers}
 
+    @property
+    def common_threshold(self) -> int:
+        """Number of the threshold with the highest sum of V_rand and V_info: one for a mask that serves both."""
+        return _best(self.curves["v_rand"] + self.curves["v_info"])
+
+    def at_threshold(self, number: int) -> dict[str, float | None]:
+        """Scores at one of `THRESHOLDS`, such as one that other sections chose; None where one is not defined."""
+        return {name: _defined(self.curves[name][number]) for name in ("v_rand", "v_info", "pixel_mismatch")}
+
     def to_json(self) -> dict[str, Any]:
         """Return scores, curves and section rows as plain numbers and lists, None where not defined."""
         return {
