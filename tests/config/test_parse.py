@@ -3,11 +3,11 @@
 import pytest
 import yaml
 
-from unet_ray.config.augment import AugmentConfig
+from unet_ray.config.augment import WEIGHTING, AugmentConfig
 from unet_ray.config.evaluate import EvaluateConfig
 from unet_ray.config.parse import parse, to_yaml
 from unet_ray.config.pipeline import DEMO_AUGMENT, DEMO_TRAIN, PipelineConfig
-from unet_ray.config.recipe import RECIPES
+from unet_ray.config.recipe import RECIPES, WeightMap
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.config.train import PRESET_TRAINING, TrainConfig
 from unet_ray.errors import ConfigError
@@ -40,12 +40,15 @@ def test_flags_of_every_shape():
 
 
 def test_nested_flags_replace_single_settings_of_the_recipe():
-    flags = ["--recipe.rotation.degrees", "-20", "5", "--weighting.no-class-balance"]
+    flags = ["--recipe.rotation.degrees", "-20", "5", "--weighting.class-balance"]
     config = parse(AugmentConfig, [*AUGMENT, *flags], "augment")
     assert config.recipe.rotation.degrees == (-20.0, 5.0)
     assert config.recipe.rotation.probability == RECIPES["default"].rotation.probability
     assert config.recipe.model_copy(update={"rotation": RECIPES["default"].rotation}) == RECIPES["default"]
-    assert (config.weighting.class_balance, config.weighting.border_weight) == (False, 10.0)
+    assert (config.weighting.class_balance, config.weighting.border_weight) == (
+        True,
+        WEIGHTING["default"].border_weight,
+    )
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
@@ -63,12 +66,12 @@ def test_nested_keys_of_the_file(tmp_path):
     file = written(
         tmp_path,
         "images: [i.tif]\nlabels: l.tif\ncache: c\nrecipe:\n  elastic: {alpha: [1, 2.5], probability: 1}\n"
-        "weighting:\n  class_balance: false\n",
+        "weighting:\n  class_balance: true\n",
     )
     config = parse(AugmentConfig, [*file, "--recipe.elastic.probability", "0.5"], "augment")
     assert (config.images, config.labels) == (("i.tif",), ("l.tif",))
     assert (config.recipe.elastic.alpha, config.recipe.elastic.probability) == ((1.0, 2.5), 0.5)
-    assert config.weighting.class_balance is False
+    assert config.weighting.class_balance is True
     assert config.recipe.elastic.sigma_px == RECIPES["default"].elastic.sigma_px
 
 
@@ -91,6 +94,7 @@ def test_a_recipe_and_a_preset_of_augmentation():
     config = parse(AugmentConfig, [*AUGMENT, *flags], "augment")
     assert config.recipe.coarse_elastic == RECIPES["paper"].coarse_elastic
     assert (config.recipe.contrast.factor, config.patch_px) == ((0.5, 0.6), 388)
+    assert config.weighting == WeightMap()  # the paper's numbers
     assert parse(AugmentConfig, [*AUGMENT, "--for-preset", "paper", "--patch-px", "372"], "augment").patch_px == 372
 
 

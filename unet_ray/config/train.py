@@ -12,15 +12,18 @@ BestBy = Literal["loss", "pixel_mismatch", "v_rand", "v_info", "dice"]
 PRESET_TRAINING: dict[str, dict[str, Any]] = {
     "paper": {
         "epochs": 30, "batch_size": 1, "learning_rate": 1e-3, "optimizer": "sgd", "momentum": 0.99,
-        "schedule": "plateau", "early_stop_epochs": 10, "weighted": True, "random_dihedral": False,
+        "schedule": "plateau", "early_stop_epochs": 10, "best_by": "loss", "weighted": True, "ema_decay": 0.0,
+        "random_dihedral": False,
     },
     "keras": {
         "epochs": 30, "batch_size": 2, "learning_rate": 1e-4, "optimizer": "adam", "momentum": 0.99,
-        "schedule": "plateau", "early_stop_epochs": 10, "weighted": False, "random_dihedral": False,
+        "schedule": "plateau", "early_stop_epochs": 10, "best_by": "loss", "weighted": False, "ema_decay": 0.0,
+        "random_dihedral": False,
     },
     "default": {
         "epochs": 10, "batch_size": 4, "learning_rate": 2e-3, "optimizer": "adamw", "momentum": 0.99,
-        "schedule": "one_cycle", "early_stop_epochs": 10, "weighted": False, "random_dihedral": True,
+        "schedule": "one_cycle", "early_stop_epochs": 10, "best_by": None, "weighted": True, "ema_decay": 0.99,
+        "random_dihedral": True,
     },
 }  # fmt: skip
 
@@ -35,7 +38,7 @@ class TrainSettings(Config):
     depth: Annotated[int, Field(ge=1, le=8)] | None = None
     """Levels of resolution, the bottom one included; None: the preset's (5)."""
     epochs: Annotated[int, Field(ge=1)] = PRESET_TRAINING["default"]["epochs"]
-    """Passes over the cache at most. Unless given, the preset's; so are batch size, learning rate, optimizer, momentum, schedule, early stop, weighted and random dihedral."""
+    """Passes over the cache at most. Unless given, the preset's; so are batch size, learning rate, optimizer, momentum, schedule, early stop, best by, weighted, ema decay and random dihedral."""
     batch_size: Annotated[int, Field(ge=1)] = PRESET_TRAINING["default"]["batch_size"]
     """Patches of one step over all workers."""
     micro_batch: Annotated[int, Field(ge=1)] | None = None
@@ -54,8 +57,8 @@ class TrainSettings(Config):
     """Share of all steps in which the rate of cosine and one_cycle rises; None: 0.05 and 0.3."""
     early_stop_epochs: Annotated[int, Field(ge=1)] = PRESET_TRAINING["default"]["early_stop_epochs"]
     """Epochs without a better validation, by what best_by names, after which training ends."""
-    best_by: BestBy = "loss"
-    """Score of the validation sections that chooses the model to keep: the lowest loss or mismatch, the highest of the others."""
+    best_by: BestBy | None = PRESET_TRAINING["default"]["best_by"]
+    """Score of the validation sections that chooses the model to keep: the lowest loss or mismatch, the highest of the others; None: v_info, or the loss where the cache holds more than two classes."""
     weighted: bool = PRESET_TRAINING["default"]["weighted"]
     """Weigh the cross-entropy by the cache's weight map; unlabelled pixels weigh 0 in any case."""
     cross_entropy_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -66,7 +69,7 @@ class TrainSettings(Config):
     """Share of each label that the cross-entropy spreads evenly over the classes; 0: none."""
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
     """Norm to which the gradient of a step is cut down; None: never."""
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = PRESET_TRAINING["default"]["ema_decay"]
     """Validate and keep a moving average of the weights: the share kept at each step, such as 0.999; 0: the weights themselves."""
     random_dihedral: bool = PRESET_TRAINING["default"]["random_dihedral"]
     """Flip and turn each patch by one of the 8 symmetries of the square when it is read."""

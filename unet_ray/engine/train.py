@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from unet_ray.command import Summary
 from unet_ray.config.network import NetworkConfig, layers, network_config
-from unet_ray.config.train import TrainConfig, TrainSettings
+from unet_ray.config.train import BestBy, TrainConfig, TrainSettings
 from unet_ray.engine.cluster import cluster, pool_size, threads_each
 from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.patch_loader import steps_per_epoch
@@ -61,6 +61,7 @@ def train(config: TrainConfig) -> Summary:
     run = open_objects(config.run)
     cache = PatchCache(config.cache)
     cache.require_complete()
+    config = config.model_copy(update={"best_by": _best_by(config, cache)})
     network = _network(config, cache)
     made_with = _made_with(config, network, cache)
     claimed = _claim(run, config, made_with)
@@ -93,6 +94,7 @@ def train(config: TrainConfig) -> Summary:
         seconds = _fit(config, plan, steps)
     rows = read_rows(run)
     validations = [row for row in rows if row["event"] == "validation"]
+    assert config.best_by is not None
     best = best_row(validations, config.best_by)
     run.put(CURVES, curves_png(rows, best_epoch=best["epoch"]))
     taken = [row for row in rows if row["event"] == "step"]
@@ -125,6 +127,27 @@ def _export(config: TrainConfig, run: Objects) -> dict[str, str]:
     return {"onnx": config.export_onnx}
 
 
+def _classes(cache: PatchCache) -> int:
+    return int(cache.require()["made_with"].get("classes", 2))
+
+
+def _best_by(config: TrainConfig, cache: PatchCache) -> BestBy:
+    """The score that chooses the model.
+
+    Raises:
+        ConfigError: it scores membranes, and the cache has classes.
+    """
+    classes = _classes(cache)
+    if config.best_by is None:
+        return "v_info" if classes <= 2 else "loss"
+    if classes > 2 and config.best_by in ("v_rand", "v_info"):
+        raise ConfigError(
+            f"--best-by {config.best_by} scores cells between membranes, but cache {config.cache} holds {classes} "
+            "classes; choose loss, pixel_mismatch or dice"
+        )
+    return config.best_by
+
+
 def _network(config: TrainConfig, cache: PatchCache) -> NetworkConfig:
     """The network, checked against the cache's margin, patch side and context.
 
@@ -137,12 +160,7 @@ def _network(config: TrainConfig, cache: PatchCache) -> NetworkConfig:
             f"cache {config.cache} has no validation sections, by which the best model is chosen; "
             "make one with jobs/augment.py --validation-sections"
         )
-    classes = cache.require()["made_with"].get("classes", 2)
-    if classes > 2 and config.best_by in ("v_rand", "v_info"):
-        raise ConfigError(
-            f"--best-by {config.best_by} scores cells between membranes, but cache {config.cache} holds {classes} "
-            "classes; choose loss, pixel_mismatch or dice"
-        )
+    classes = _classes(cache)
     network = network_config(
         config.preset, base_channels=config.base_channels, depth=config.depth, in_channels=plan.channels,
         classes=classes if classes > 2 else None,

@@ -184,6 +184,7 @@ class _Rank:
 
     def _end_epoch(self) -> None:
         state, at, settings = self.state, self.state.at, self.settings
+        assert settings.best_by is not None, "the driver resolves it"
         with state.judged() as network:
             predictor = Predictor(self.plan.network, network.state_dict(), self.device, self.plan.precision)
             found, shown = validate(
