@@ -174,7 +174,7 @@ def by_plain_loop() -> Callable[..., Any]:
         job.output.create(layout, {"made_with": {}})
         worker = SegmentWorker(job, "float32")
         for block in range(layout.blocks.num_blocks):
-            worker.write(block, worker.compute(block, worker.read(block)))
+            worker.write(block, worker.encode(block, worker.compute(block, worker.read(block))))
         return job
 
     return make

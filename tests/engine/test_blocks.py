@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray import cloudpickle
 
+from unet_ray.engine.blocks import STAGES as STAGES_OF_ROWS
 from unet_ray.engine.blocks import TRIES, run_blocks, work_through
 from unet_ray.errors import VolumeError
 from unet_ray.geometry.block_set import BlockSet
@@ -22,7 +24,7 @@ from unet_ray.geometry.block_set import BlockSet
 # Actors get the workers below by value: pytest's name of this module is none that they could import.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-STAGES = ("read", "compute", "write")
+STAGES = ("read", "compute", "encode", "write")
 
 
 class Counting:
@@ -51,9 +53,13 @@ class Counting:
         self._enter("compute", block)
         return data + 1
 
-    def write(self, block: int, result: int) -> int:
+    def encode(self, block: int, result: int) -> str:
+        self._enter("encode", block)
+        return str(result)
+
+    def write(self, block: int, encoded: str) -> int:
         self._enter("write", block)
-        self.written[block] = result
+        self.written[block] = int(encoded)
         return 7
 
 
@@ -63,7 +69,7 @@ def plain_loop(worker: Counting, blocks: Iterable[int]) -> dict[int, str]:
     for block in blocks:
         for _ in range(TRIES):
             try:
-                worker.write(block, worker.compute(block, worker.read(block)))
+                worker.write(block, worker.encode(block, worker.compute(block, worker.read(block))))
             except VolumeError as error:
                 errors[block] = str(error)
             else:
@@ -140,7 +146,25 @@ def test_reads_one_ahead_and_writes_one_behind() -> None:
 
     rows = list(work_through(Waiting({}), range(4)))
     assert [row["error"] for row in rows] == [""] * 4
+    assert set(STAGES_OF_ROWS) <= rows[0].keys()
     assert most_ahead <= 1
+
+
+def test_what_computing_waited_for_is_told() -> None:
+    class Slow(Counting):
+        def read(self, block: int) -> int:
+            time.sleep(0.1)
+            return super().read(block)
+
+        def encode(self, block: int, result: int) -> str:
+            time.sleep(0.3)
+            return super().encode(block, result)
+
+    rows = list(work_through(Slow({}), range(3)))
+    assert all(0.1 <= row["read"] < 0.3 <= row["compress"] and row["compute"] < 0.1 > row["write"] for row in rows)
+    # Nothing was read or written ahead of the first block; the others' input came while output was compressed.
+    assert rows[0]["wait_for_read"] > 0.09 > rows[2]["wait_for_read"]
+    assert rows[2]["wait_for_write"] > 0.29
 
 
 class Dying:
@@ -164,7 +188,10 @@ class Dying:
             os.kill(os.getpid(), signal.SIGKILL)
         return data
 
-    def write(self, block: int, result: int) -> int:
+    def encode(self, block: int, result: int) -> int:
+        return result
+
+    def write(self, block: int, encoded: int) -> int:
         with open(self.folder / "written", "a") as file:
             file.write(f"{block}\n")
         (self.folder / str(block)).touch()

@@ -24,7 +24,7 @@ PROBABILITY = (np.arange(5 * 40 * 50).reshape(5, 40, 50) % 256).astype(np.uint8)
 
 
 def put(output, block, threshold=0.5):
-    output.put(LAYOUT, block, PROBABILITY[BLOCKS.write_box(block).slices], threshold)
+    output.put(output.encode(LAYOUT, block, PROBABILITY[BLOCKS.write_box(block).slices], threshold))
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -103,7 +103,7 @@ def test_another_threshold_rewrites_the_mask_alone(output, tmp_path):
     output.set_attributes(ATTRIBUTES | {"threshold": 0.9})
     assert output.attributes()["threshold"] == 0.9
     for block in range(BLOCKS.num_blocks):
-        output.put_mask(LAYOUT, block, output.read_block(LAYOUT, block), 0.9)
+        output.put(output.encode_mask(LAYOUT, block, output.read_block(LAYOUT, block), 0.9))
     assert {key: data for key, data in files(output).items() if key.startswith(f"{LEVEL}/")} == probability
     np.testing.assert_array_equal(read(f"{output.path}/{MASK}"), PROBABILITY > 0.9 * 255)
     at_once = Segmentation(str(tmp_path / "at-once.zarr"))
@@ -183,7 +183,7 @@ def test_verify_sets_aside_what_a_run_then_repairs(output):
     assert list(output.done(BLOCKS).missing()) == [1]
     assert list(output.done(BLOCKS, f"{MASK}/{LEVEL}").missing()) == [11]
     put(output, 1)
-    output.put_mask(LAYOUT, 11, output.read_block(LAYOUT, 11), 0.5)
+    output.put(output.encode_mask(LAYOUT, 11, output.read_block(LAYOUT, 11), 0.5))
     assert {key: data for key, data in files(output).items() if not key.endswith(".damaged")} == before
 
 

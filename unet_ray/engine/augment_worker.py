@@ -5,6 +5,7 @@ from unet_ray.engine.labelled_stacks import SectionMemory, SectionPlace
 from unet_ray.numerics.augment import apply, whole_section
 from unet_ray.numerics.draw import Drawn
 from unet_ray.storage.patch_cache import Patch, PatchCache, PatchLike
+from unet_ray.storage.shards import Encoded, put_encoded
 
 
 class AugmentWorker:
@@ -28,9 +29,13 @@ class AugmentWorker:
             return Patch.stack([self.held_out(shard)])
         return Patch.stack([self.patch(self.plan.drawn(number)) for number in self.plan.cache.patches_of(shard)])
 
-    def write(self, block: int, result: Patch) -> int:
-        """Put the block's shards; returns its training patches."""
-        self.cache.put(self.plan.cache, *self.plan.cache.place(block), result)
+    def encode(self, block: int, result: Patch) -> Encoded:
+        """The block's shards."""
+        return self.cache.encode(self.plan.cache, *self.plan.cache.place(block), result)
+
+    def write(self, block: int, encoded: Encoded) -> int:
+        """Put them; returns the block's training patches."""
+        put_encoded(self.cache.objects, encoded)
         return self.plan.cache.patches_in(block)
 
     def patch(self, drawn: Drawn) -> PatchLike:

@@ -21,12 +21,17 @@ from unet_ray.engine.process_memory import peak_rss_bytes
 from unet_ray.geometry.block_set import BlockSet
 
 TRIES = 3
+# What an actor does, partly at the same time, and what its computing waits for.
+STAGES = ("read", "compute", "compress", "write", "wait_for_read", "wait_for_write")
 # A hang ends the run instead of the night; no block takes this long.
 NO_PROGRESS_SECONDS = 600
 
 
 class BlockWorker(Protocol):
-    """What an actor does with a block; each stage runs in a thread of its own, one block at a time."""
+    """What an actor does with a block, one block after the other at each stage.
+
+    Reading has a thread of its own, computing the actor's, and compressing and writing share a third.
+    """
 
     def is_done(self, block: int) -> bool:
         """Whether the block's record is there."""
@@ -37,7 +42,10 @@ class BlockWorker(Protocol):
     def compute(self, block: int, data: Any) -> Any:
         """Output of the block."""
 
-    def write(self, block: int, result: Any) -> int:
+    def encode(self, block: int, result: Any) -> Any:
+        """The output as it is stored, compressed."""
+
+    def write(self, block: int, encoded: Any) -> int:
         """Put the output; returns the voxels or patches written."""
 
 
@@ -50,7 +58,7 @@ class Outcome:
         units: voxels or patches written.
         failures: error of every block that failed, by block.
         seconds: first block started to last block written.
-        stage_seconds: seconds that all workers spent reading, computing, writing.
+        stage_seconds: by each of `STAGES`, seconds that all workers spent there.
         peak_worker_rss_bytes: largest memory of a worker.
     """
 
@@ -58,7 +66,7 @@ class Outcome:
     units: int = 0
     failures: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
-    stage_seconds: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "compute": 0.0, "write": 0.0})
+    stage_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     peak_worker_rss_bytes: int = 0
 
     def merge(self, other: "Outcome") -> None:
@@ -94,7 +102,7 @@ def work_through(worker: BlockWorker, blocks: Iterable[int]) -> Iterator[dict[st
     reported with its error; the others go on.
 
     Yields:
-        One row per block: block, ok, error, units, started, ended, read, compute, write, rss, pid.
+        One row per block: block, ok, error, units, started, ended, seconds by `STAGES`, rss, pid.
     """
     numbers = list(blocks)
     # Blocks of a run are done in order: without the first one's record nobody was here before.
@@ -104,13 +112,13 @@ def work_through(worker: BlockWorker, blocks: Iterable[int]) -> Iterator[dict[st
             yield _row(block, units=0)
     with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
         ahead: Future[Any] | None = None
-        behind: tuple[int, float, dict[str, float], Future[Any]] | None = None
+        behind: tuple[int, float, dict[str, float], Future[tuple[int, float, float]]] | None = None
         for place, block in enumerate(numbers):
             started, spent = time.time(), dict[str, float]()
             reading = ahead or reader.submit(_timed, worker.read, block)
             following = numbers[place + 1 : place + 2]
             try:
-                data, spent["read"] = reading.result()
+                (data, spent["read"]), spent["wait_for_read"] = _timed(reading.result)
                 ahead = reader.submit(_timed, worker.read, following[0]) if following else None
                 result, spent["compute"] = _timed(worker.compute, block, data)
             except Exception as error:
@@ -123,16 +131,16 @@ def work_through(worker: BlockWorker, blocks: Iterable[int]) -> Iterator[dict[st
                 continue
             if behind is not None:
                 yield _finish(worker, *behind)
-            behind = block, started, spent, writer.submit(_timed, worker.write, block, result)
+            behind = block, started, spent, writer.submit(_encode_and_write, worker, block, result)
         if behind is not None:
             yield _finish(worker, *behind)
 
 
 def _finish(
-    worker: BlockWorker, block: int, started: float, spent: dict[str, float], written: Future[Any]
+    worker: BlockWorker, block: int, started: float, spent: dict[str, float], written: Future[tuple[int, float, float]]
 ) -> dict[str, Any]:
     try:
-        units, spent["write"] = written.result()
+        (units, spent["compress"], spent["write"]), spent["wait_for_write"] = _timed(written.result)
     except Exception as error:
         return _alone(worker, block, started, error)
     return _row(block, units=units, started=started, spent=spent)
@@ -145,7 +153,7 @@ def _alone(worker: BlockWorker, block: int, started: float, error: Exception) ->
             spent: dict[str, float] = {}
             data, spent["read"] = _timed(worker.read, block)
             result, spent["compute"] = _timed(worker.compute, block, data)
-            units, spent["write"] = _timed(worker.write, block, result)
+            units, spent["compress"], spent["write"] = _encode_and_write(worker, block, result)
         except Exception as again:
             error = again
         else:
@@ -156,6 +164,13 @@ def _alone(worker: BlockWorker, block: int, started: float, error: Exception) ->
 def _describe(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if type(error).__module__.startswith("unet_ray") else f"{type(error).__name__}: {text}"
+
+
+def _encode_and_write(worker: BlockWorker, block: int, result: Any) -> tuple[int, float, float]:
+    """Units written, and seconds of both stages."""
+    encoded, compressing = _timed(worker.encode, block, result)
+    units, writing = _timed(worker.write, block, encoded)
+    return units, compressing, writing
 
 
 def _timed(stage: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
@@ -174,7 +189,7 @@ def _row(
         "units": units,
         "started": started or ended,
         "ended": ended,
-        **{stage: spent.get(stage, 0.0) for stage in ("read", "compute", "write")},
+        **{stage: spent.get(stage, 0.0) for stage in STAGES},
         "rss": peak_rss_bytes(),
         "pid": os.getpid(),
     }

@@ -18,11 +18,12 @@ from unet_ray.storage.objects import open_objects
 from unet_ray.storage.ome_image import AXES, ome_image
 from unet_ray.storage.shards import (
     ArraySpec,
+    Encoded,
     ShardCodec,
     present_shards,
     put_array,
+    put_encoded,
     put_group,
-    put_shard,
     read_attributes,
     shard_key,
 )
@@ -52,12 +53,19 @@ class PhantomWorker:
         made = phantom_block(self.blocks.write_box(block), self.seed)
         return made.image, made.membrane * np.uint8(255)
 
-    def write(self, block: int, result: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]) -> int:
-        """Put labels, then the image; returns its voxels."""
+    def encode(self, block: int, result: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]) -> Encoded:
+        """Shards of labels, then image."""
         image, labels = result
-        for name, values in ((LABELS, labels), (IMAGE, image)):
-            put_shard(self.root, f"{name}/0", self.codec, self.blocks.position(block), values)
-        return image.size
+        place = self.blocks.position(block)
+        return {
+            shard_key(f"{name}/0", place): self.codec.encode(values)
+            for name, values in ((LABELS, labels), (IMAGE, image))
+        }
+
+    def write(self, block: int, encoded: Encoded) -> int:
+        """Put them; returns the block's voxels."""
+        put_encoded(self.root, encoded)
+        return self.blocks.write_box(block).voxels
 
 
 def _spec(blocks: BlockGrid) -> ArraySpec:

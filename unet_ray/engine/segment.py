@@ -15,6 +15,7 @@ from unet_ray.command import Summary
 from unet_ray.config.sections import parse_sections
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.blocks import Outcome, run_blocks
+from unet_ray.engine.bottleneck import bottleneck
 from unet_ray.engine.cluster import cluster, pool_size, threads_each
 from unet_ray.engine.labelled_stacks import sample_volume
 from unet_ray.engine.model_source import read_model_file
@@ -91,7 +92,7 @@ def segment(config: SegmentConfig) -> Summary:
     skipped = sum(block in done for block in chosen)
     masked = output.done(layout.blocks, f"{MASK}/{LEVEL}")
     masks_missing = [block for block in done if block not in masked]
-    outcome, startup = Outcome(), 0.0
+    outcome, startup, workers = Outcome(), 0.0, 0
     if skipped < len(chosen) or masks_missing:
         with cluster():
             gpus = 1 if config.use_gpu else 0
@@ -123,6 +124,7 @@ def segment(config: SegmentConfig) -> Summary:
         "blocks_written": outcome.written,
         "blocks_skipped": skipped,
         "blocks_failed": len(failed),
+        **({"bottleneck": bottleneck(outcome, workers)} if outcome.written else {}),
         "model_seconds": round(outcome.stage_seconds["compute"], 2),
         "seam_max_abs_diff": stored["seam"]["seam_max_abs_diff"] if stored else None,
         "mask_change_share": stored["seam"]["mask_change_share"] if stored else None,
@@ -131,6 +133,8 @@ def segment(config: SegmentConfig) -> Summary:
         "output": config.output,
         "peak_worker_rss_bytes": outcome.peak_worker_rss_bytes,
     }
+    if "bottleneck" in summary:
+        print(f"segment: {summary['bottleneck']['verdict']}", file=sys.stderr)
     if failed:
         summary["failures"] = {str(block): reason for block, reason in sorted(failed.items())}
         print(f"segment: {_incomplete(failed, len(chosen))}", file=sys.stderr)

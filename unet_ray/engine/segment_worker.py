@@ -17,6 +17,7 @@ from unet_ray.network.model_file import decode
 from unet_ray.network.predict import Precision, Predictor, Tta, hardware_precision
 from unet_ray.numerics.intensity import IntensityMap
 from unet_ray.storage.segmentation import Segmentation, SegmentationLayout
+from unet_ray.storage.shards import Encoded
 from unet_ray.storage.volume import Volume
 
 
@@ -91,10 +92,14 @@ class SegmentWorker:
             found[write.relative_to(whole.start).slices] = np.rint(inside * 255)
         return found
 
-    def write(self, block: int, result: npt.NDArray[np.uint8]) -> int:
-        """Put the block; returns its voxels."""
-        self.job.output.put(self.job.layout, block, result, self.job.threshold)
-        return result.size
+    def encode(self, block: int, result: npt.NDArray[np.uint8]) -> Encoded:
+        """Shards of mask and probability."""
+        return self.job.output.encode(self.job.layout, block, result, self.job.threshold)
+
+    def write(self, block: int, encoded: Encoded) -> int:
+        """Put them; returns the block's voxels."""
+        self.job.output.put(encoded)
+        return self.job.layout.blocks.write_box(block).voxels
 
 
 class MaskWorker:
@@ -112,13 +117,17 @@ class MaskWorker:
         return self.output.read_block(self.layout, block)
 
     def compute(self, block: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The same; the mask is taken from it when it is put."""
+        """The same; the mask is taken from it when it is encoded."""
         return data
 
-    def write(self, block: int, result: npt.NDArray[np.uint8]) -> int:
-        """Put the mask; returns its voxels."""
-        self.output.put_mask(self.layout, block, result, self.threshold)
-        return result.size
+    def encode(self, block: int, result: npt.NDArray[np.uint8]) -> Encoded:
+        """The shard of the mask."""
+        return self.output.encode_mask(self.layout, block, result, self.threshold)
+
+    def write(self, block: int, encoded: Encoded) -> int:
+        """Put it; returns the block's voxels."""
+        self.output.put(encoded)
+        return self.layout.blocks.write_box(block).voxels
 
 
 def probe_on_worker(job: Job, asked: str) -> tuple[SeamCertificate, str]:

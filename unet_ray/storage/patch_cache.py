@@ -16,11 +16,12 @@ from unet_ray.storage.owned_group import OwnedGroup
 from unet_ray.storage.shards import (
     DAMAGED,
     ArraySpec,
+    Encoded,
     ShardCodec,
     present_shards,
     put_array,
+    put_encoded,
     put_group,
-    put_shard,
     shard_key,
 )
 
@@ -261,15 +262,18 @@ class PatchCache(OwnedGroup):
         Returns:
             Bytes put.
         """
-        written = 0
+        return put_encoded(self.objects, self.encode(plan, split, shard, patches))
+
+    def encode(self, plan: CachePlan, split: str, shard: int, patches: Patch) -> Encoded:
+        """One shard of every array of a split."""
+        encoded: Encoded = {}
         for name in ARRAYS:
             spec = plan.spec(split, name)
             if (split, name) not in self._codecs:
                 self._codecs[split, name] = ShardCodec(spec)
             codec = self._codecs[split, name]
-            place = (shard, *(0 for _ in spec.shape[1:]))
-            written += put_shard(self.objects, f"{split}/{name}", codec, place, getattr(patches, name))
-        return written
+            encoded[self.shard_key(split, name, shard)] = codec.encode(getattr(patches, name))
+        return encoded
 
     def read(self, split: str, number: int) -> Patch:
         """One training patch or validation section."""

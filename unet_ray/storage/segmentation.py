@@ -17,11 +17,12 @@ from unet_ray.storage.ome_image import AXES, VERSION, ome_image
 from unet_ray.storage.owned_group import OwnedGroup
 from unet_ray.storage.shards import (
     ArraySpec,
+    Encoded,
     ShardCodec,
     present_shards,
     put_array,
+    put_encoded,
     put_group,
-    put_shard,
     read_document,
     set_aside_damaged,
     shard_key,
@@ -141,17 +142,25 @@ class Segmentation(OwnedGroup):
         """Whether the record of one block is there, with at least one byte."""
         return bool(self.objects.size(shard_key(LEVEL, blocks.position(block))))
 
-    def put(self, layout: SegmentationLayout, block: int, probability: npt.NDArray[np.uint8], threshold: float) -> None:
-        """Put a block's mask and then its probability, the record."""
-        self.put_mask(layout, block, probability, threshold)
-        put_shard(self.objects, LEVEL, self._encoder(layout), layout.blocks.position(block), probability)
-
-    def put_mask(
+    def encode(
         self, layout: SegmentationLayout, block: int, probability: npt.NDArray[np.uint8], threshold: float
-    ) -> None:
-        """Put a block's mask alone."""
-        codec, place = self._encoder(layout), layout.blocks.position(block)
-        put_shard(self.objects, f"{MASK}/{LEVEL}", codec, place, mask_of(probability, threshold))
+    ) -> Encoded:
+        """A block's mask and then its probability, the record."""
+        key = shard_key(LEVEL, layout.blocks.position(block))
+        return self.encode_mask(layout, block, probability, threshold) | {
+            key: self._encoder(layout).encode(probability)
+        }
+
+    def encode_mask(
+        self, layout: SegmentationLayout, block: int, probability: npt.NDArray[np.uint8], threshold: float
+    ) -> Encoded:
+        """A block's mask alone."""
+        key = shard_key(f"{MASK}/{LEVEL}", layout.blocks.position(block))
+        return {key: self._encoder(layout).encode(mask_of(probability, threshold))}
+
+    def put(self, encoded: Encoded) -> None:
+        """Put what `encode` or `encode_mask` made."""
+        put_encoded(self.objects, encoded)
 
     def read_block(self, layout: SegmentationLayout, block: int) -> npt.NDArray[np.uint8]:
         """Stored probability of a block that is done, clipped to the volume.

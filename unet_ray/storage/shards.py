@@ -21,6 +21,9 @@ from unet_ray.storage.objects import Objects
 
 DAMAGED = ".damaged"
 
+Encoded = dict[str, bytes]
+"""Shards of one block, encoded, by key; the record comes last."""
+
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
@@ -135,9 +138,18 @@ def put_shard(root: Objects, path: str, codec: ShardCodec, position: Sequence[in
     Returns:
         Bytes put.
     """
-    data = codec.encode(values)
-    root.put(shard_key(path, position), data)
-    return len(data)
+    return put_encoded(root, {shard_key(path, position): codec.encode(values)})
+
+
+def put_encoded(root: Objects, encoded: Encoded) -> int:
+    """Put shards in their order, each with one request.
+
+    Returns:
+        Bytes put.
+    """
+    for key, data in encoded.items():
+        root.put(key, data)
+    return sum(len(data) for data in encoded.values())
 
 
 def present_shards(root: Objects, path: str) -> Iterator[tuple[int, ...]]:

@@ -1,0 +1,44 @@
+"""What a run over blocks waited for, and what would make it faster."""
+
+from typing import Any
+
+from unet_ray.engine.blocks import STAGES, Outcome
+
+# From here on the computing itself is what the run consists of.
+COMPUTE_BOUND = 0.8
+_ADVICE = {
+    "compute": "compute-bound: the network works {share:.0%} of the time; more workers or a GPU make it faster",
+    "wait_for_read": "reader-bound: the network waits {share:.0%} of the time for input; take more --workers with "
+    "fewer --threads each, or keep the volume nearer or in chunks about as large as a tile",
+    "wait_for_write": "writer-bound: the network waits {share:.0%} of the time until its output is compressed and "
+    "written; take more --workers with fewer --threads each, or write to a faster disk or store",
+    "idle": "short of work: workers have no block {share:.0%} of the time, which is their start and their last blocks; "
+    "fewer --workers would be as fast",
+}
+
+
+def bottleneck(outcome: Outcome, workers: int) -> dict[str, Any]:
+    """Shares of the workers' time by stage, and a verdict in one sentence.
+
+    Args:
+        outcome: of a run that wrote something.
+        workers: that took part.
+
+    Returns:
+        ``verdict``, and ``shares`` of (workers x seconds from the first block to the last): computing, waiting for
+        input, waiting for output and being idle make up 1; reading, compressing and writing go on beside them.
+
+    >>> spent = dict.fromkeys(STAGES, 0.0) | {"compute": 12.0, "wait_for_read": 6.0, "read": 17.0}
+    >>> found = bottleneck(Outcome(seconds=10.0, stage_seconds=spent), workers=2)
+    >>> found["verdict"].partition(";")[0], found["shares"]["read"], found["shares"]["idle"]
+    ('reader-bound: the network waits 30% of the time for input', 0.85, 0.1)
+    """
+    total = max(workers * outcome.seconds, 1e-9)
+    shares = {stage: outcome.stage_seconds[stage] / total for stage in STAGES}
+    shares["idle"] = max(0.0, 1 - shares["compute"] - shares["wait_for_read"] - shares["wait_for_write"])
+    waits = ("wait_for_read", "wait_for_write", "idle")
+    worst = "compute" if shares["compute"] >= COMPUTE_BOUND else max(waits, key=lambda name: shares[name])
+    return {
+        "verdict": _ADVICE[worst].format(share=shares[worst]),
+        "shares": {name: round(share, 3) for name, share in shares.items()},
+    }
