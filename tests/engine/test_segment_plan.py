@@ -72,7 +72,7 @@ def test_the_layout_fits_the_network_and_zarr(volume, network, factors):
     assert max(layout.chunk) <= LARGEST_CHUNK_PX
     assert shard[0] <= SECTIONS_PER_BLOCK
     assert shard[0] * shard[1] * shard[2] <= max(BLOCK_VOXELS, shard[0] * tile * tile)
-    assert layout.spec.counts == layout.blocks.counts
+    assert layout.spec().counts == layout.blocks.counts
     assert layout == layout_for(volume, tile, network, None)
 
 

@@ -98,7 +98,7 @@ def test_the_mask_is_above_the_threshold(threshold, least):
 
 def test_another_threshold_rewrites_the_mask_alone(output, tmp_path):
     probability = {key: data for key, data in files(output).items() if key.startswith(f"{LEVEL}/")}
-    output.drop_masks()
+    output.drop_masks(LAYOUT)
     assert len(output.done(BLOCKS, f"{MASK}/{LEVEL}")) == 0
     output.set_attributes(ATTRIBUTES | {"threshold": 0.9})
     assert output.attributes()["threshold"] == 0.9
@@ -179,7 +179,7 @@ def test_verify_sets_aside_what_a_run_then_repairs(output):
     assert list(output.verify(LAYOUT)) == []
     output.objects.put(f"{LEVEL}/c/0/0/1", before[f"{LEVEL}/c/0/0/1"][:-3])
     output.objects.put(f"{MASK}/{LEVEL}/c/2/1/1", b"\0" * 300)
-    assert sorted(output.verify(LAYOUT)) == [1, 11]
+    assert sorted(output.verify(LAYOUT)) == [(0, 1), (0, 11)]
     assert list(output.done(BLOCKS).missing()) == [1]
     assert list(output.done(BLOCKS, f"{MASK}/{LEVEL}").missing()) == [11]
     put(output, 1)
@@ -201,7 +201,8 @@ def deadly(self, key, data):
 LocalObjects.put = deadly
 blocks = BlockGrid(TileGrid((5, 40, 50), (1, 16, 16)), (2, 2, 2))
 layout = SegmentationLayout(blocks, (1, 8, 8), None)
-Segmentation(sys.argv[1]).put(layout, 3, np.ones(blocks.write_box(3).shape, np.uint8), 0.5)
+output = Segmentation(sys.argv[1])
+output.put(output.encode(layout, 3, np.ones(blocks.write_box(3).shape, np.uint8), 0.5))
 """
 
 
@@ -225,3 +226,89 @@ def test_a_smaller_grid_does_not_take_a_larger_ones_blocks(output):
     """Shards outside the grid asked about are nobody's blocks."""
     smaller = BlockGrid(TileGrid((2, 32, 32), (1, 16, 16)), (2, 2, 2))
     assert list(output.done(smaller)) == [0]
+
+
+PYRAMID = SegmentationLayout(
+    BlockGrid(TileGrid((5, 70, 90), (1, 16, 16)), (2, 1, 1)), (1, 8, 8), (50.0, 4.0, 4.0), ((1, 2, 2), (2, 2, 2))
+)
+
+
+def fill(output, level, blocks=None):
+    grid = PYRAMID.grid(level)
+    for block in range(grid.num_blocks) if blocks is None else blocks:
+        values = np.full(grid.write_box(block).shape, 10 * level + block, np.uint8)
+        output.put(output.encode(PYRAMID, block, values, 0.5, level))
+
+
+def test_levels_cover_the_volume_and_each_block_has_its_own_source():
+    assert [PYRAMID.grid(level).tiles.volume for level in PYRAMID.levels] == [(5, 70, 90), (5, 35, 45), (3, 18, 23)]
+    assert [PYRAMID.scale(level) for level in PYRAMID.levels] == [(1, 1, 1), (1, 2, 2), (2, 4, 4)]
+    for level in PYRAMID.levels[1:]:
+        below, seen = PYRAMID.grid(level - 1), np.zeros(PYRAMID.grid(level - 1).tiles.volume, int)
+        for block in range(PYRAMID.grid(level).num_blocks):
+            box = PYRAMID.source(level, block)
+            seen[box.slices] += 1
+            children = list(below.blocks_touching(box))
+            # Whole blocks: nobody else reads them.
+            assert sum(below.write_box(child).voxels for child in children) == box.voxels
+        assert (seen == 1).all()
+
+
+def test_a_level_is_ready_when_its_source_is_there(tmp_path):
+    output = Segmentation(str(tmp_path / "out.zarr"))
+    output.create(PYRAMID, ATTRIBUTES)
+    assert output.ready(PYRAMID, 1) == []
+    first = [b for b in range(PYRAMID.blocks.num_blocks) if PYRAMID.blocks.position(b)[0] == 0]
+    fill(output, 0, first)
+    assert output.ready(PYRAMID, 1) == [b for b in range(PYRAMID.grid(1).num_blocks) if b < 9]
+    fill(output, 0)
+    fill(output, 1)
+    assert output.ready(PYRAMID, 1) == []
+    assert output.ready(PYRAMID, 2) == list(range(PYRAMID.grid(2).num_blocks))
+    found = output.read_source(PYRAMID, 1, 4)
+    for child in PYRAMID.blocks.blocks_touching(PYRAMID.source(1, 4)):
+        inside = PYRAMID.blocks.write_box(child).relative_to(PYRAMID.source(1, 4).start)
+        assert (found[inside.slices] == child).all()
+
+
+def test_what_was_made_from_a_block_is_forgotten_up_to_the_top(tmp_path):
+    output = Segmentation(str(tmp_path / "out.zarr"))
+    output.create(PYRAMID, ATTRIBUTES)
+    for level in PYRAMID.levels:
+        fill(output, level)
+    changed = PYRAMID.blocks.number((2, 3, 5))
+    output.forget_above(PYRAMID, [changed])
+    for level, place in ((1, (2, 1, 2)), (2, (1, 0, 1))):
+        grid = PYRAMID.grid(level)
+        assert list(output.done(grid, str(level)).missing()) == [grid.number(place)]
+    assert len(output.done(PYRAMID.blocks)) == PYRAMID.blocks.num_blocks
+    output.forget_above(PYRAMID, [])
+
+
+def test_damage_is_found_in_every_level(tmp_path):
+    output = Segmentation(str(tmp_path / "out.zarr"))
+    output.create(PYRAMID, ATTRIBUTES)
+    for level in PYRAMID.levels:
+        fill(output, level)
+    for key in ("1/c/0/1/2", f"{MASK}/2/c/1/0/1"):
+        path = tmp_path / "out.zarr" / key
+        data = bytearray(path.read_bytes())
+        data[3] ^= 1
+        path.write_bytes(data)
+    assert sorted(output.verify(PYRAMID)) == [
+        (1, PYRAMID.grid(1).number((0, 1, 2))), (2, PYRAMID.grid(2).number((1, 0, 1)))
+    ]  # fmt: skip
+
+
+def test_levels_in_the_metadata(tmp_path):
+    output = Segmentation(str(tmp_path / "out.zarr"))
+    output.create(PYRAMID, ATTRIBUTES)
+    group = zarr.open_group(output.path, mode="r")
+    for holder in (group, group[MASK]):
+        datasets = holder.attrs["ome"]["multiscales"][0]["datasets"]
+        assert [dataset["path"] for dataset in datasets] == ["0", "1", "2"]
+        scales = [dataset["coordinateTransformations"][0]["scale"] for dataset in datasets]
+        assert scales == [[50, 4, 4], [50, 8, 8], [100, 16, 16]]
+        moved = [dataset["coordinateTransformations"][1]["translation"] for dataset in datasets[1:]]
+        assert moved == [[0, 2, 2], [25, 6, 6]]  # the middle of a box of voxels
+        assert [holder[str(level)].shape for level in range(3)] == [(5, 70, 90), (5, 35, 45), (3, 18, 23)]

@@ -13,7 +13,7 @@ from unet_ray.config.augment import AugmentConfig
 from unet_ray.engine.augment_forecast import Forecast, forecast, require_room
 from unet_ray.engine.augment_plan import AugmentPlan, prepare
 from unet_ray.engine.augment_worker import AugmentWorker
-from unet_ray.engine.blocks import Outcome, run_blocks
+from unet_ray.engine.blocks import Outcome, run_blocks, run_length
 from unet_ray.engine.cluster import cluster, pool_size
 from unet_ray.errors import LabelError, TargetError
 from unet_ray.geometry.block_set import BlockSet
@@ -143,7 +143,7 @@ def _make(
             done,
             workers=count,
             cpus_each=1,
-            run_length=max(1, min(64, todo // (count * 16))),
+            run_length=run_length(todo, count),
             on_row=on_row,
         )
     return outcome, min(started, default=time.time())

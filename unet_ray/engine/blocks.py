@@ -195,6 +195,11 @@ def _row(
     }
 
 
+def run_length(blocks: int, workers: int) -> int:
+    """Blocks that one Ray Data block carries: many, for it costs 10 ms, and so few that all workers end together."""
+    return max(1, min(64, blocks // (workers * 16)))
+
+
 def run_blocks(
     make_worker: Callable[[], BlockWorker],
     done: BlockSet,

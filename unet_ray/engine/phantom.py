@@ -98,7 +98,7 @@ def make_phantom(path: str, shape: Triple, seed: int, workers: int | None = None
     if len(done) < blocks.num_blocks:
         put_group(root, "", {ATTRIBUTE: made_with})
         for name in (IMAGE, LABELS):
-            put_group(root, name, {"ome": ome_image(name, ["0"], VOXEL_SIZE_NM)})
+            put_group(root, name, {"ome": ome_image(name, [(1, 1, 1)], VOXEL_SIZE_NM)})
             put_array(root, f"{name}/0", _spec(blocks))
         total = np.prod(shape) / 1e6
         before = sum(blocks.write_box(block).voxels for block in done) / 1e6

@@ -14,22 +14,23 @@ import ray
 from unet_ray.command import Summary
 from unet_ray.config.sections import parse_sections
 from unet_ray.config.segment import SegmentConfig
-from unet_ray.engine.blocks import Outcome, run_blocks
+from unet_ray.engine.blocks import Outcome, run_blocks, run_length
 from unet_ray.engine.bottleneck import bottleneck
 from unet_ray.engine.cluster import cluster, pool_size, threads_each
 from unet_ray.engine.labelled_stacks import sample_volume
 from unet_ray.engine.model_source import read_model_file
+from unet_ray.engine.pyramid import anything_missing, build_pyramid, make_masks
 from unet_ray.engine.seam_probe import SeamCertificate
 from unet_ray.engine.segment_plan import layout_for, resolve_tile_px
-from unet_ray.engine.segment_worker import Job, MaskWorker, SegmentWorker, probe_on_worker
+from unet_ray.engine.segment_worker import Job, SegmentWorker, probe_on_worker
 from unet_ray.errors import ModelFileError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
-from unet_ray.geometry.box import Box
+from unet_ray.geometry.box import Box, triple
 from unet_ray.network.model_file import ModelMetadata, decode
 from unet_ray.numerics.intensity import IntensityMap
 from unet_ray.report.progress import Progress
 from unet_ray.storage.fingerprint import digest
-from unet_ray.storage.segmentation import FORMAT_VERSION, LEVEL, MASK, Segmentation, SegmentationLayout
+from unet_ray.storage.segmentation import FORMAT_VERSION, MASK, Segmentation, SegmentationLayout
 from unet_ray.storage.tiff import Kind, write_tiff
 from unet_ray.storage.volume import Volume, open_volume
 
@@ -73,16 +74,18 @@ def segment(config: SegmentConfig) -> Summary:
     stored = None if config.overwrite else output.refuse_other({key: asked[key] for key in expected})
     side = config.tile_px if stored is None else stored["made_with"]["tile_px"]
     tile_px = resolve_tile_px(side, volume.shape, network)
-    layout = layout_for(volume.shape, tile_px, network, _voxel_size(config, volume, metadata))
+    factors = None if stored is None else tuple(triple(factor) for factor in stored["pyramid"])
+    layout = layout_for(volume.shape, tile_px, network, _voxel_size(config, volume, metadata), factors)
     output.objects.require_writable()
     if config.overwrite:
         output.overwrite()  # only now: a wrong setting must not cost the old output
     if config.verify and stored is not None:
-        for block in set(output.verify(layout)):
-            print(f"segment: block {block} of {config.output} is damaged and will be made again", file=sys.stderr)
+        for level, block in sorted(set(output.verify(layout))):
+            where = f"block {block}" if level == 0 else f"block {block} of level {level}"
+            print(f"segment: {where} of {config.output} is damaged and will be made again", file=sys.stderr)
     chosen = _chosen(layout, sections)
     if stored is not None and stored["threshold"] != config.threshold:
-        output.drop_masks()
+        output.drop_masks(layout)
         stored = stored | {"threshold": config.threshold}
         output.set_attributes(stored)
     if stored is not None and config.accept_changed_volume:
@@ -90,10 +93,12 @@ def segment(config: SegmentConfig) -> Summary:
         output.set_attributes(stored)
     done = output.done(layout.blocks)
     skipped = sum(block in done for block in chosen)
-    masked = output.done(layout.blocks, f"{MASK}/{LEVEL}")
-    masks_missing = [block for block in done if block not in masked]
+    todo = [block for block in chosen if block not in done]
+    if stored is not None:
+        output.forget_above(layout, todo)
     outcome, startup, workers = Outcome(), 0.0, 0
-    if skipped < len(chosen) or masks_missing:
+    masks, above = dict[int, Outcome](), dict[int, Outcome]()
+    if todo or stored is None or anything_missing(output, layout):
         with cluster():
             gpus = 1 if config.use_gpu else 0
             threads = _threads(config, stored)
@@ -107,15 +112,26 @@ def segment(config: SegmentConfig) -> Summary:
                     "made_with": asked | {"tile_px": tile_px, "precision": certificate.precision},
                     "threshold": config.threshold,
                     "threads": threads,
+                    "pyramid": layout.factors,
                     "seam": asdict(certificate),
                     "resolved_on": resolved,
                 }
             output.create(layout, stored)
-            outcome, first = _segment_blocks(job, stored, chosen, done, masks_missing, workers, gpus)
-            startup = first - began
-    failed = {block: reason for block, reason in outcome.failures.items() if block in chosen}
+            if todo:
+                outcome, first = _segment_blocks(job, stored, chosen, done, workers, gpus)
+                startup = first - began
+            masks = make_masks(output, layout, config.threshold)
+            above = build_pyramid(output, layout, config.threshold)
+    failures = outcome.failures | (masks[0].failures if 0 in masks else {})
+    failed = {block: reason for block, reason in failures.items() if block in chosen}
+    failed_above = [
+        f"level {level}, block {block}: {reason}"
+        for made in (masks, above)
+        for level in made.keys() - {0}
+        for block, reason in made[level].failures.items()
+    ]
     summary: Summary = {
-        "status": "incomplete" if failed else "complete",
+        "status": "incomplete" if failed or failed_above else "complete",
         "seconds": 0.0,
         "startup_seconds": round(startup, 2),
         "voxels": sum(layout.blocks.write_box(block).voxels for block in chosen),
@@ -124,6 +140,8 @@ def segment(config: SegmentConfig) -> Summary:
         "blocks_written": outcome.written,
         "blocks_skipped": skipped,
         "blocks_failed": len(failed),
+        "pyramid_levels": len(layout.levels),
+        "pyramid_blocks_written": sum(o.written for o in above.values()),
         **({"bottleneck": bottleneck(outcome, workers)} if outcome.written else {}),
         "model_seconds": round(outcome.stage_seconds["compute"], 2),
         "seam_max_abs_diff": stored["seam"]["seam_max_abs_diff"] if stored else None,
@@ -138,6 +156,9 @@ def segment(config: SegmentConfig) -> Summary:
     if failed:
         summary["failures"] = {str(block): reason for block, reason in sorted(failed.items())}
         print(f"segment: {_incomplete(failed, len(chosen))}", file=sys.stderr)
+    elif failed_above:
+        summary["failures"] = failed_above
+        print(f"segment: the pyramid is incomplete; {failed_above[0]}; run the same command again", file=sys.stderr)
     else:
         _export(config, sections)
     return summary | {"seconds": round(time.time() - began, 2)}
@@ -221,11 +242,10 @@ def _segment_blocks(
     stored: dict[str, Any],
     chosen: BlockSet,
     done: BlockSet,
-    masks_missing: list[int],
     workers: int,
     gpus: int,
 ) -> tuple[Outcome, float]:
-    """Predict the chosen blocks that are not done, and make the masks that are missing."""
+    """Predict the chosen blocks that are not done."""
     blocks = job.layout.blocks
     todo = [block for block in chosen if block not in done]
     # Blocks that nobody chose count as settled here, so that only the others are missing.
@@ -233,7 +253,6 @@ def _segment_blocks(
     total = sum(blocks.write_box(block).voxels for block in chosen) / 1e6
     before = total - sum(blocks.write_box(block).voxels for block in todo) / 1e6
     started: list[float] = []
-    outcome = Outcome()
     reference = ray.put(job)
     with Progress("segment", total=total, unit="Mvox", already_done=before) as progress:
 
@@ -241,29 +260,15 @@ def _segment_blocks(
             started.append(float(row["started"]))
             progress.advance(row["units"] / 1e6)
 
-        if todo:
-            outcome.merge(
-                run_blocks(
-                    partial(SegmentWorker.in_actor, reference, stored["made_with"]["precision"]),
-                    settled,
-                    workers=workers,
-                    cpus_each=job.threads,
-                    gpus_each=gpus,
-                    run_length=max(1, min(64, len(todo) // (workers * 16))),
-                    on_row=on_row,
-                )
-            )
-        if masks_missing:
-            present = BlockSet(blocks.num_blocks, (b for b in range(blocks.num_blocks) if b not in masks_missing))
-            repaired = run_blocks(
-                partial(MaskWorker, job.output, job.layout, job.threshold),
-                present,
-                workers=pool_size(None, cpus_each=1),
-                cpus_each=1,
-                run_length=max(1, min(64, len(masks_missing) // 16)),
-                on_row=lambda row: started.append(float(row["started"])),
-            )
-            outcome.failures |= repaired.failures
+        outcome = run_blocks(
+            partial(SegmentWorker.in_actor, reference, stored["made_with"]["precision"]),
+            settled,
+            workers=workers,
+            cpus_each=job.threads,
+            gpus_each=gpus,
+            run_length=run_length(len(todo), workers),
+            on_row=on_row,
+        )
     return outcome, min(started, default=time.time())
 
 

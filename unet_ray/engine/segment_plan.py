@@ -1,5 +1,6 @@
 """How a volume is cut for a network: tile side, halo, blocks, chunks."""
 
+from unet_ray.config.base import VoxelSize
 from unet_ray.config.network import NetworkConfig, layers
 from unet_ray.errors import TileGridError
 from unet_ray.geometry.box import Box, Triple
@@ -44,9 +45,21 @@ def resolve_tile_px(asked: int | str, volume: Triple, network: NetworkConfig) ->
 
 
 def layout_for(
-    volume: Triple, tile_px: int, network: NetworkConfig, voxel_size_nm: tuple[float, float, float] | None
+    volume: Triple,
+    tile_px: int,
+    network: NetworkConfig,
+    voxel_size_nm: VoxelSize | None,
+    factors: tuple[Triple, ...] | None = None,
 ) -> SegmentationLayout:
-    """Blocks and chunks of a volume's segmentation, a function of the arguments alone."""
+    """Blocks, chunks and pyramid of a volume's segmentation, a function of the arguments alone.
+
+    Args:
+        volume: its sides, (z, y, x) voxels.
+        tile_px: side of a tile.
+        network: that predicts them.
+        voxel_size_nm: (z, y, x); None: unknown.
+        factors: of the pyramid, where an output has one already; None: `pyramid_factors`.
+    """
     halo = halo_px(layers(network))
     context = (network.in_channels - 1) // 2
     tiles = TileGrid(volume, (1, tile_px, tile_px), (context, halo, halo))
@@ -58,7 +71,26 @@ def layout_for(
             break
         blocks = larger
     chunk = max(side for side in range(1, min(tile_px, LARGEST_CHUNK_PX) + 1) if tile_px % side == 0)
-    return SegmentationLayout(blocks, (1, chunk, chunk), voxel_size_nm)
+    levels = pyramid_factors(volume, voxel_size_nm) if factors is None else factors
+    return SegmentationLayout(blocks, (1, chunk, chunk), voxel_size_nm, levels)
+
+
+def pyramid_factors(volume: Triple, voxel_size_nm: VoxelSize | None) -> tuple[Triple, ...]:
+    """Factors of the levels of lower resolution, until a section fits into one chunk of a viewer.
+
+    y and x are halved at each level, z only where its voxels would be the finer ones otherwise.
+
+    >>> pyramid_factors((30, 1000, 600), (30.0, 8.0, 8.0))
+    ((1, 2, 2), (2, 2, 2))
+    """
+    depth, side = volume[0], max(volume[1:])
+    across, along = (1.0, 0.0) if voxel_size_nm is None else (voxel_size_nm[0], voxel_size_nm[1])
+    factors: list[Triple] = []
+    while side > LARGEST_CHUNK_PX:
+        z = 2 if depth > 1 and across < 2 * along else 1
+        factors.append((z, 2, 2))
+        depth, side, across, along = -(-depth // z), -(-side // 2), across * z, along * 2
+    return tuple(factors)
 
 
 def probe_box(tiles: TileGrid, factor: int) -> Box:

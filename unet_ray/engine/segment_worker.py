@@ -102,34 +102,6 @@ class SegmentWorker:
         return self.job.layout.blocks.write_box(block).voxels
 
 
-class MaskWorker:
-    """Makes the mask of blocks whose probability is there: after a new threshold or a repair."""
-
-    def __init__(self, output: Segmentation, layout: SegmentationLayout, threshold: float) -> None:
-        self.output, self.layout, self.threshold = output, layout, threshold
-
-    def is_done(self, block: int) -> bool:
-        """Never: a mask costs less to write than to ask for."""
-        return False
-
-    def read(self, block: int) -> npt.NDArray[np.uint8]:
-        """Stored probability."""
-        return self.output.read_block(self.layout, block)
-
-    def compute(self, block: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The same; the mask is taken from it when it is encoded."""
-        return data
-
-    def encode(self, block: int, result: npt.NDArray[np.uint8]) -> Encoded:
-        """The shard of the mask."""
-        return self.output.encode_mask(self.layout, block, result, self.threshold)
-
-    def write(self, block: int, encoded: Encoded) -> int:
-        """Put it; returns the block's voxels."""
-        self.output.put(encoded)
-        return self.layout.blocks.write_box(block).voxels
-
-
 def probe_on_worker(job: Job, asked: str) -> tuple[SeamCertificate, str]:
     """Precision and seam certificate of a job, and the hardware that they were found on."""
     device = "cuda" if job.use_gpu else "cpu"

@@ -1,8 +1,9 @@
 """The segmentation: an OME-Zarr image of probabilities with its mask as a label image."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from unet_ray.errors import OutputMismatchError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
-from unet_ray.geometry.box import triple
+from unet_ray.geometry.box import Box, Triple, triple
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.storage.fingerprint import differences
 from unet_ray.storage.ome_image import AXES, VERSION, ome_image
@@ -52,16 +53,43 @@ class SegmentationLayout:
         blocks: one shard of each array per block.
         chunk: sides of a chunk, dividing the shard.
         voxel_size_nm: (z, y, x), None where nobody knows it.
+        factors: by which each further level of the pyramid divides the one before, (z, y, x).
     """
 
     blocks: BlockGrid
-    chunk: tuple[int, int, int]
+    chunk: Triple
     voxel_size_nm: tuple[float, float, float] | None
+    factors: tuple[Triple, ...] = ()
 
     @property
-    def spec(self) -> ArraySpec:
-        """Sides of the probability and of the mask."""
-        return ArraySpec(self.blocks.tiles.volume, self.blocks.shard, self.chunk, "uint8", AXES)
+    def levels(self) -> range:
+        """Numbers of the levels of resolution; 0 is the volume's own."""
+        return range(1 + len(self.factors))
+
+    def scale(self, level: int) -> Triple:
+        """Sides of a voxel of ``level`` in voxels of the volume."""
+        return triple([prod(factor[axis] for factor in self.factors[:level]) for axis in range(3)])
+
+    def grid(self, level: int) -> BlockGrid:
+        """Blocks of a level; all levels have shards of the same sides."""
+        if level == 0:
+            return self.blocks
+        shape = self.blocks.tiles.volume
+        for factor in self.factors[:level]:
+            shape = triple([-(-side // f) for side, f in zip(shape, factor, strict=True)])
+        return BlockGrid(TileGrid(shape, self.blocks.shard), (1, 1, 1))
+
+    def source(self, level: int, block: int) -> Box:
+        """What a block of a level above 0 is made from: voxels of the level below."""
+        below, box = self.grid(level - 1).tiles.volume, self.grid(level).write_box(block)
+        factor = self.factors[level - 1]
+        start = triple([a * f for a, f in zip(box.start, factor, strict=True)])
+        stop = triple([min(b * f, s) for b, f, s in zip(box.stop, factor, below, strict=True)])
+        return Box(start, stop)
+
+    def spec(self, level: int = 0) -> ArraySpec:
+        """Sides of a level's probability and mask."""
+        return ArraySpec(self.grid(level).tiles.volume, self.blocks.shard, self.chunk, "uint8", AXES)
 
 
 class Segmentation(OwnedGroup):
@@ -96,11 +124,11 @@ class Segmentation(OwnedGroup):
 
     def create(self, layout: SegmentationLayout, attributes: Mapping[str, Any]) -> None:
         """Put all metadata; shards stay as they are. The root goes first and claims the place."""
-        image = ome_image("membrane probability", [LEVEL], layout.voxel_size_nm)
+        scales = [layout.scale(level) for level in layout.levels]
+        image = ome_image("membrane probability", scales, layout.voxel_size_nm)
         put_group(self.objects, "", {"ome": image, ATTRIBUTE: dict(attributes)})
-        put_array(self.objects, LEVEL, layout.spec)
         put_group(self.objects, LABELS, {"ome": {"version": VERSION, "labels": ["membrane"]}})
-        label = ome_image("membrane", [LEVEL], layout.voxel_size_nm) | {
+        label = ome_image("membrane", scales, layout.voxel_size_nm) | {
             "image-label": {
                 "version": VERSION,
                 "colors": [{"label-value": 1, "rgba": [230, 159, 0, 255]}],
@@ -108,7 +136,9 @@ class Segmentation(OwnedGroup):
             }
         }
         put_group(self.objects, MASK, {"ome": label})
-        put_array(self.objects, f"{MASK}/{LEVEL}", layout.spec)
+        for level in layout.levels:
+            put_array(self.objects, str(level), layout.spec(level))
+            put_array(self.objects, f"{MASK}/{level}", layout.spec(level))
 
     def unwritten_blocks(self, sections: Sequence[int]) -> int:
         """Blocks that touch ``sections`` and have no probability yet; they would read as 0."""
@@ -138,64 +168,113 @@ class Segmentation(OwnedGroup):
             ),
         )
 
-    def is_done(self, blocks: BlockGrid, block: int) -> bool:
+    def is_done(self, blocks: BlockGrid, block: int, array: str = LEVEL) -> bool:
         """Whether the record of one block is there, with at least one byte."""
-        return bool(self.objects.size(shard_key(LEVEL, blocks.position(block))))
+        return bool(self.objects.size(shard_key(array, blocks.position(block))))
 
     def encode(
-        self, layout: SegmentationLayout, block: int, probability: npt.NDArray[np.uint8], threshold: float
+        self,
+        layout: SegmentationLayout,
+        block: int,
+        probability: npt.NDArray[np.uint8],
+        threshold: float,
+        level: int = 0,
     ) -> Encoded:
         """A block's mask and then its probability, the record."""
-        key = shard_key(LEVEL, layout.blocks.position(block))
-        return self.encode_mask(layout, block, probability, threshold) | {
-            key: self._encoder(layout).encode(probability)
-        }
+        key = shard_key(str(level), layout.grid(level).position(block))
+        record = self._encoder(layout).encode(probability)
+        return self.encode_mask(layout, block, probability, threshold, level) | {key: record}
 
     def encode_mask(
-        self, layout: SegmentationLayout, block: int, probability: npt.NDArray[np.uint8], threshold: float
+        self,
+        layout: SegmentationLayout,
+        block: int,
+        probability: npt.NDArray[np.uint8],
+        threshold: float,
+        level: int = 0,
     ) -> Encoded:
         """A block's mask alone."""
-        key = shard_key(f"{MASK}/{LEVEL}", layout.blocks.position(block))
+        key = shard_key(f"{MASK}/{level}", layout.grid(level).position(block))
         return {key: self._encoder(layout).encode(mask_of(probability, threshold))}
 
     def put(self, encoded: Encoded) -> None:
         """Put what `encode` or `encode_mask` made."""
         put_encoded(self.objects, encoded)
 
-    def read_block(self, layout: SegmentationLayout, block: int) -> npt.NDArray[np.uint8]:
+    def read_block(self, layout: SegmentationLayout, block: int, level: int = 0) -> npt.NDArray[np.uint8]:
         """Stored probability of a block that is done, clipped to the volume.
 
         Raises:
             VolumeError: the shard is missing or damaged.
         """
-        place = layout.blocks.position(block)
-        data = self.objects.get(shard_key(LEVEL, place))
+        grid = layout.grid(level)
+        data = self.objects.get(shard_key(str(level), grid.position(block)))
         try:
-            whole = ShardCodec(layout.spec).decode(data or b"")
+            whole = ShardCodec(layout.spec(level)).decode(data or b"")
         except ValueError as error:
             raise VolumeError(
-                f"block {block} of {self.path} is damaged ({error}); run the same command with --verify to repair it"
+                f"block {block} of level {level} of {self.path} is damaged ({error}); run the same command with "
+                "--verify to repair it"
             ) from error
-        clipped: npt.NDArray[np.uint8] = whole[tuple(slice(0, n) for n in layout.blocks.write_box(block).shape)]
+        clipped: npt.NDArray[np.uint8] = whole[tuple(slice(0, n) for n in grid.write_box(block).shape)]
         return clipped
 
-    def drop_masks(self) -> None:
-        """Remove the mask's shards, so that they are made again from the stored probability."""
-        self.objects.delete_all(f"{MASK}/{LEVEL}/c/")
+    def read_source(self, layout: SegmentationLayout, level: int, block: int) -> npt.NDArray[np.uint8]:
+        """Probability of the level below that a block of ``level`` is made from.
 
-    def verify(self, layout: SegmentationLayout) -> Iterator[int]:
+        Raises:
+            VolumeError: a shard of it is missing or damaged.
+        """
+        box, below = layout.source(level, block), layout.grid(level - 1)
+        found = np.empty(box.shape, np.uint8)
+        for child in below.blocks_touching(box):
+            found[below.write_box(child).relative_to(box.start).slices] = self.read_block(layout, child, level - 1)
+        return found
+
+    def forget_above(self, layout: SegmentationLayout, blocks: Iterable[int]) -> None:
+        """Remove what was made from blocks of level 0 that will be made again, in every level above.
+
+        Before they are: so a level never tells more than those below it.
+        """
+        changed = set(blocks)
+        for level in layout.levels[1:]:
+            grid, factor = layout.grid(level), layout.factors[level - 1]
+            places = (layout.grid(level - 1).position(block) for block in changed)
+            changed = {grid.number(triple([p // f for p, f in zip(place, factor, strict=True)])) for place in places}
+            done = self.done(grid, str(level)) if changed else BlockSet(0)
+            for block in changed:
+                if block in done:
+                    self.objects.delete(shard_key(str(level), grid.position(block)))
+
+    def ready(self, layout: SegmentationLayout, level: int) -> list[int]:
+        """Blocks of a level above 0 that are not there although all they are made from is."""
+        grid, below = layout.grid(level), layout.grid(level - 1)
+        done, there = self.done(grid, str(level)), self.done(below, str(level - 1))
+        return [
+            block
+            for block in done.missing()
+            if all(child in there for child in below.blocks_touching(layout.source(level, block)))
+        ]
+
+    def drop_masks(self, layout: SegmentationLayout) -> None:
+        """Remove the mask's shards, so that they are made again from the stored probability."""
+        for level in layout.levels:
+            self.objects.delete_all(f"{MASK}/{level}/c/")
+
+    def verify(self, layout: SegmentationLayout) -> Iterator[tuple[int, int]]:
         """Check every shard of every array; set aside what fails.
 
         Yields:
-            Blocks that the run will repair.
+            Level and number of the blocks that the run will repair.
         """
-        positions: Sequence[tuple[int, int, int]]
-        for array in (LEVEL, f"{MASK}/{LEVEL}"):
-            positions = [layout.blocks.position(block) for block in self.done(layout.blocks, array)]
-            for z, y, x in set_aside_damaged(self.objects, array, layout.spec, positions):
-                yield layout.blocks.number((z, y, x))
+        for level in layout.levels:
+            grid = layout.grid(level)
+            for array in (str(level), f"{MASK}/{level}"):
+                positions = [grid.position(block) for block in self.done(grid, array)]
+                for z, y, x in set_aside_damaged(self.objects, array, layout.spec(level), positions):
+                    yield level, grid.number((z, y, x))
 
     def _encoder(self, layout: SegmentationLayout) -> ShardCodec:
         if self._codec is None:
-            self._codec = ShardCodec(layout.spec)
+            self._codec = ShardCodec(layout.spec())
         return self._codec

@@ -1,0 +1,132 @@
+"""Levels of lower resolution through real Ray: what they hold, what rewrites them, what leaves them alone."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from unet_ray.config.segment import SegmentConfig
+from unet_ray.engine import segment_plan
+from unet_ray.engine.segment import segment
+from unet_ray.numerics.downsample import downsample
+from unet_ray.storage.segmentation import MASK
+from unet_ray.storage.volume import open_volume
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+# 65 x 75 px in shards of 16: levels of 65 x 75, 33 x 38, 17 x 19 and 9 x 10 px.
+SHAPE, TILE, THRESHOLD, LEVELS = (2, 65, 75), 16, 0.53, range(4)
+FACTORS = (1, 2, 2)
+
+
+@pytest.fixture(scope="module")
+def asked(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_model: Callable[..., str],
+    write_zarr: Callable[..., str],
+    phantom_image: Callable[..., npt.NDArray[np.uint8]],
+) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("pyramid")
+    return {
+        "volume": write_zarr(folder / "volume.zarr", phantom_image(SHAPE, 2)),
+        "model": write_model(folder / "model", "default", base_channels=4),
+        "tile_px": TILE, "threshold": THRESHOLD, "precision": "float32", "threads": 1, "workers": 1,
+    }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_plan, "LARGEST_CHUNK_PX", 16)
+
+
+@pytest.fixture(scope="module")
+def made(asked: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("made") / "out.zarr"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment_plan, "LARGEST_CHUNK_PX", 16)
+        return out, segment(SegmentConfig(**asked | {"workers": 2}, output=str(out)))
+
+
+@pytest.fixture
+def output(made: tuple[Path, Any], tmp_path: Path) -> Path:
+    """A copy of the finished segmentation, times included."""
+    shutil.copytree(made[0], tmp_path / "out.zarr", copy_function=shutil.copy2)
+    return tmp_path / "out.zarr"
+
+
+def level(out: Path, number: int, group: str = "") -> npt.NDArray[np.uint8]:
+    from unet_ray.geometry.box import Box
+
+    volume = open_volume(str(out / group), array=str(number))
+    values: npt.NDArray[np.uint8] = volume.read(Box.of_shape(volume.shape))
+    return values
+
+
+def rewritten(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    assert {key: shard.digest for key, shard in after.items()} == {key: shard.digest for key, shard in before.items()}
+    return {key for key in before if before[key].written != after[key].written}
+
+
+def both(keys: set[str]) -> set[str]:
+    """The keys, and those of the masks beside them."""
+    return keys | {f"{MASK}/{key}" for key in keys}
+
+
+def test_each_level_is_the_mean_of_the_one_below(made: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = made
+    assert summary["pyramid_levels"] == len(LEVELS)
+    assert summary["pyramid_blocks_written"] == 2 * (3 * 3 + 2 * 2 + 1)
+    expected = level(out, 0)
+    for number in LEVELS:
+        if number:
+            expected = downsample(expected, FACTORS)
+        assert np.ptp(expected) > 3
+        assert np.array_equal(level(out, number), expected)
+        assert np.array_equal(level(out, number, MASK), expected > THRESHOLD * 255)
+
+
+def test_a_repair_rewrites_what_was_made_from_it_and_nothing_else(
+    asked: dict[str, Any], output: Path, shards: Callable[..., dict[str, Any]]
+) -> None:
+    before = shards(output)
+    (output / "0/c/1/4/2").unlink()  # its ancestors are 1/c/1/2/1, 2/c/1/1/0 and 3/c/1/0/0
+    damaged = output / "2/c/0/1/1"
+    data = bytearray(damaged.read_bytes())
+    data[5] ^= 2
+    damaged.write_bytes(data)
+    lost = output / MASK / "1/c/0/0/2"
+    lost.write_bytes(b"")
+    summary = segment(SegmentConfig(**asked, output=str(output), verify=True))
+    assert (summary["status"], summary["blocks_written"], summary["pyramid_blocks_written"]) == ("complete", 1, 4)
+    made_again = {"0/c/1/4/2", "1/c/1/2/1", "2/c/1/1/0", "3/c/1/0/0", "2/c/0/1/1"}
+    assert rewritten(before, shards(output)) == both(made_again) | {f"{MASK}/1/c/0/0/2"}
+
+
+def test_a_level_comes_with_the_last_block_that_it_is_made_from(
+    asked: dict[str, Any], made: tuple[Path, Any], tmp_path: Path, shards: Callable[..., dict[str, Any]]
+) -> None:
+    out = tmp_path / "out.zarr"
+    first = segment(SegmentConfig(**asked, output=str(out), sections=("1",)))
+    assert first["pyramid_blocks_written"] == 3 * 3 + 2 * 2 + 1
+    assert not any(key.split("/")[-3] == "0" for key in shards(out))
+    before = shards(out)
+    second = segment(SegmentConfig(**asked, output=str(out)))
+    assert second["pyramid_blocks_written"] == 3 * 3 + 2 * 2 + 1
+    after = shards(out)
+    assert {key: s.digest for key, s in after.items()} == {key: s.digest for key, s in shards(made[0]).items()}
+    assert all(after[key] == shard for key, shard in before.items())
+
+
+def test_a_new_threshold_rewrites_every_levels_mask(
+    asked: dict[str, Any], output: Path, shards: Callable[..., dict[str, Any]]
+) -> None:
+    before = shards(output)
+    segment(SegmentConfig(**asked | {"threshold": 0.56}, output=str(output)))
+    after = shards(output)
+    assert {key for key in before if before[key] != after[key]} == {key for key in before if key.startswith(MASK)}
+    for number in LEVELS:
+        assert np.array_equal(level(output, number, MASK), level(output, number) > 0.56 * 255)

@@ -1,0 +1,26 @@
+"""Means of boxes, against the loop over boxes in whole numbers."""
+
+from fractions import Fraction
+from math import floor
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unet_ray.numerics.downsample import downsample
+
+sides = st.tuples(*[st.integers(1, 7)] * 3)
+
+
+@given(shape=sides, factors=st.tuples(*[st.integers(1, 3)] * 3), seed=st.integers(0, 99))
+def test_every_box_is_its_rounded_mean(shape, factors, seed):
+    values = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    found = downsample(values, factors)
+    assert found.shape == tuple(-(-side // factor) for side, factor in zip(shape, factors, strict=True))
+    for place in np.ndindex(found.shape):
+        box = values[tuple(slice(p * f, (p + 1) * f) for p, f in zip(place, factors, strict=True))]
+        assert found[place] == floor(Fraction(int(box.sum(dtype=int)), box.size) + Fraction(1, 2))
+
+
+def test_full_scale_does_not_overflow():
+    assert (downsample(np.full((4, 8, 8), 255, np.uint8), (2, 2, 2)) == 255).all()

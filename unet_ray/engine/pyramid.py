@@ -1,0 +1,53 @@
+"""What is made from stored probabilities: masks that are missing, and levels of lower resolution."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from unet_ray.engine.blocks import BlockWorker, Outcome, run_blocks, run_length
+from unet_ray.engine.cluster import pool_size
+from unet_ray.engine.pyramid_worker import MaskWorker, PyramidWorker
+from unet_ray.geometry.block_set import BlockSet
+from unet_ray.geometry.tiles import BlockGrid
+from unet_ray.storage.segmentation import MASK, Segmentation, SegmentationLayout
+
+
+def _missing_masks(output: Segmentation, layout: SegmentationLayout) -> Iterator[tuple[int, list[int]]]:
+    """Levels, and their blocks whose probability is there and whose mask is not."""
+    for level in layout.levels:
+        grid = layout.grid(level)
+        masked = output.done(grid, f"{MASK}/{level}")
+        missing = [block for block in output.done(grid, str(level)) if block not in masked]
+        if missing:
+            yield level, missing
+
+
+def anything_missing(output: Segmentation, layout: SegmentationLayout) -> bool:
+    """Whether `make_masks` or `build_pyramid` would do anything."""
+    return next(_missing_masks(output, layout), None) is not None or any(
+        output.ready(layout, level) for level in layout.levels[1:]
+    )
+
+
+def make_masks(output: Segmentation, layout: SegmentationLayout, threshold: float) -> dict[int, Outcome]:
+    """Make the masks that are missing; by level."""
+    return {
+        level: _on_cpus(partial(MaskWorker, output, layout, threshold, level), layout.grid(level), missing)
+        for level, missing in _missing_masks(output, layout)
+    }
+
+
+def build_pyramid(output: Segmentation, layout: SegmentationLayout, threshold: float) -> dict[int, Outcome]:
+    """Make the blocks of every level above 0 that can be made, from the finest level on; by level."""
+    found: dict[int, Outcome] = {}
+    for level in layout.levels[1:]:
+        if ready := output.ready(layout, level):
+            found[level] = _on_cpus(partial(PyramidWorker, output, layout, threshold, level), layout.grid(level), ready)
+    return found
+
+
+def _on_cpus(make_worker: Callable[[], BlockWorker], grid: BlockGrid, todo: list[int]) -> Outcome:
+    """Do some blocks of a grid on all CPUs."""
+    wanted = set(todo)
+    settled = BlockSet(grid.num_blocks, (block for block in range(grid.num_blocks) if block not in wanted))
+    workers = pool_size(None, cpus_each=1)
+    return run_blocks(make_worker, settled, workers=workers, cpus_each=1, run_length=run_length(len(todo), workers))
