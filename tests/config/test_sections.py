@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unet_ray.config.sections import parse_sections
+from unet_ray.config.sections import parse_roi, parse_sections
 from unet_ray.errors import ConfigError
+from unet_ray.geometry.box import Box
 
 DEPTH = 30
 
@@ -43,3 +44,36 @@ def test_what_is_no_choice(choice):
 def test_a_section_that_is_not_there():
     with pytest.raises(ConfigError, match=r"--x 28:31 asks for section 30, but the volume has 30 \(0 to 29\)"):
         parse_sections(["0", "28:31"], DEPTH, "--x")
+
+
+@given(st.data())
+def test_a_region_is_what_slices_of_the_volume_are(data):
+    volume = data.draw(st.tuples(*[st.integers(1, 40)] * 3))
+    box = [sorted(data.draw(st.lists(st.integers(0, side), min_size=2, max_size=2, unique=True))) for side in volume]
+    roi = ",".join(f"{first}:{last}" for first, last in box)
+    found = parse_roi(roi, volume, "--roi")
+    assert (list(found.start), list(found.stop)) == ([first for first, _ in box], [last for _, last in box])
+
+
+@pytest.mark.parametrize(
+    ("roi", "expected"),
+    [(None, ((0, 0, 0), (5, 6, 7))), (":,:,:", ((0, 0, 0), (5, 6, 7))), ("2:, :3,4:5", ((2, 0, 4), (5, 3, 5)))],
+)
+def test_an_empty_end_is_the_volumes(roi, expected):
+    assert parse_roi(roi, (5, 6, 7), "--roi") == Box(*expected)
+
+
+@pytest.mark.parametrize(
+    ("roi", "words"),
+    [
+        ("1:2", "--roi was given '1:2'; give z0:z1,y0:y1,x0:x1"),
+        ("0:1,0:1,0", "give z0:z1,y0:y1,x0:x1"),
+        ("0:1,0:1,-1:2", "give z0:z1,y0:y1,x0:x1"),
+        ("0:6,0:1,0:1", "asks for z 0:6, but the volume has z 0:5"),
+        ("0:1,3:3,0:1", "asks for y 3:3"),
+        ("0:1,0:1,5:4", "asks for x 5:4"),
+    ],
+)
+def test_what_is_no_region(roi, words):
+    with pytest.raises(ConfigError, match=words):
+        parse_roi(roi, (5, 6, 7), "--roi")

@@ -17,7 +17,7 @@ import tifffile
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_worker import Job
-from unet_ray.errors import OutputMismatchError
+from unet_ray.errors import ConfigError, OutputMismatchError
 from unet_ray.storage.segmentation import MASK
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -262,3 +262,26 @@ def test_a_choice_of_sections_leaves_the_others_and_a_larger_one_continues(
     mask = tifffile.imread(tmp_path / "mask.tif")
     assert np.array_equal(mask, (probability > THRESHOLD * 255) * np.uint8(255))
     assert 0 < mask.mean() < 255
+
+
+def test_a_region_writes_the_blocks_it_touches_and_its_own_pixels_as_tiff(
+    asked: dict[str, Any],
+    output: Path,
+    plain: dict[str, str],
+    tmp_path: Path,
+    shards: Callable[..., dict[str, Any]],
+    read_all: Callable[..., npt.NDArray[Any]],
+) -> None:
+    whole = read_all(output)
+    out, tiff = tmp_path / "region.zarr", tmp_path / "region.tif"
+    roi = {"roi": "1:3,10:40,33:64", "probability_tiff": str(tiff)}
+    summary = segment(SegmentConfig(**asked, **roi, output=str(out)))
+    # Shards of one tile each: rows 0 and 1, column 1 of each of two sections.
+    keys = {f"0/c/{z}/{y}/1" for z in (1, 2) for y in range(SHAPE[1] // TILE) if (y + 1) * TILE > 10 and y * TILE < 40}
+    made = records(shards(out))
+    assert set(made) == keys
+    assert all(plain[key] == shard.digest for key, shard in made.items())
+    assert summary["blocks_written"] == len(keys)
+    assert np.array_equal(tifffile.imread(tiff), whole[1:3, 10:40, 33:64])
+    with pytest.raises(ConfigError, match="--sections names no section of --roi 1:3"):
+        segment(SegmentConfig(**asked, **roi, output=str(out), sections=("0",)))

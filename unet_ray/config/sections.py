@@ -1,9 +1,10 @@
-"""Choices of sections: numbers, ``A:B`` and ``A:B:STEP``."""
+"""Choices of sections: numbers, ``A:B`` and ``A:B:STEP``; and regions of a volume."""
 
 import re
 from collections.abc import Iterable
 
 from unet_ray.errors import ConfigError
+from unet_ray.geometry.box import Box, Triple
 
 _CHOICE = re.compile(r"(\d+)(?::(\d+)(?::([1-9]\d*))?)?")
 
@@ -41,3 +42,39 @@ def parse_sections(choices: Iterable[str], depth: int, option: str) -> tuple[int
             )
         numbers.update(chosen)
     return tuple(sorted(numbers))
+
+
+def parse_roi(roi: str | None, volume: Triple, option: str) -> Box:
+    """The region of a volume that ``z0:z1,y0:y1,x0:x1`` names; an end that is left out is the volume's own.
+
+    Args:
+        roi: stops excluded; None: the whole volume.
+        volume: sides, (z, y, x) voxels.
+        option: the flag to name in an error.
+
+    Raises:
+        ConfigError: it is not of that form, or not a region inside the volume.
+
+    >>> parse_roi("4:,100:356,:", (30, 512, 512), "--roi")
+    Box(start=(4, 100, 0), stop=(30, 356, 512))
+    """
+    if roi is None:
+        return Box.of_shape(volume)
+    ranges = [re.fullmatch(r"(\d*):(\d*)", part.strip()) for part in roi.split(",")]
+    if len(ranges) != 3 or None in ranges:
+        raise ConfigError(
+            f"{option} was given {roi!r}; give z0:z1,y0:y1,x0:x1 (stops excluded; an empty end is the volume's), "
+            "such as 0:10,200:712,:"
+        )
+    start, stop = list[int](), list[int]()
+    for axis, match, side in zip("zyx", ranges, volume, strict=True):
+        assert match is not None
+        first, last = int(match[1] or 0), int(match[2] or side)
+        if not first < last <= side:
+            raise ConfigError(
+                f"{option} {roi} asks for {axis} {first}:{last}, but the volume has {axis} 0:{side}; name a region "
+                "inside it that is not empty"
+            )
+        start.append(first)
+        stop.append(last)
+    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))

@@ -37,6 +37,8 @@ class SegmentConfig(SegmentSettings):
     """OME-Zarr image to write (P.zarr), a path or URL: membrane probability, and the mask as label image."""
     sections: tuple[str, ...] = ()
     """Sections to segment: numbers, A:B or A:B:STEP; none: all. A larger choice later continues the same output."""
+    roi: str | None = None
+    """Region to segment, z0:z1,y0:y1,x0:x1 in voxels, stops excluded, an empty end the volume's own; None: all. The output keeps the whole volume's shape; TIFF files hold the region alone."""
     tiff: str | None = None
     """Mask as TIFF, 255 = membrane."""
     probability_tiff: str | None = None

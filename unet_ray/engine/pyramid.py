@@ -1,14 +1,20 @@
 """What is made from stored probabilities: masks that are missing, and levels of lower resolution."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from unet_ray.engine.blocks import BlockWorker, Outcome, run_blocks, run_length
+import ray
+
+from unet_ray.engine.blocks import BlockWorker, Outcome, run_blocks, run_few, run_length
 from unet_ray.engine.cluster import pool_size
 from unet_ray.engine.pyramid_worker import MaskWorker, PyramidWorker
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.tiles import BlockGrid
 from unet_ray.storage.segmentation import MASK, Segmentation, SegmentationLayout
+
+# Blocks of a level that one process makes sooner than a pool of them starts.
+FEW = 16
 
 
 def _missing_masks(output: Segmentation, layout: SegmentationLayout) -> Iterator[tuple[int, list[int]]]:
@@ -47,6 +53,9 @@ def build_pyramid(output: Segmentation, layout: SegmentationLayout, threshold: f
 
 def _on_cpus(make_worker: Callable[[], BlockWorker], grid: BlockGrid, todo: list[int]) -> Outcome:
     """Do some blocks of a grid on all CPUs."""
+    if len(todo) <= FEW:
+        with contextlib.suppress(ray.exceptions.WorkerCrashedError):
+            return run_few(make_worker, todo)
     wanted = set(todo)
     settled = BlockSet(grid.num_blocks, (block for block in range(grid.num_blocks) if block not in wanted))
     workers = pool_size(None, cpus_each=1)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import ray
 
 from unet_ray.command import Summary
-from unet_ray.config.sections import parse_sections
+from unet_ray.config.sections import parse_roi, parse_sections
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.blocks import Outcome, run_blocks, run_length
 from unet_ray.engine.bottleneck import bottleneck
@@ -23,7 +23,7 @@ from unet_ray.engine.pyramid import anything_missing, build_pyramid, make_masks
 from unet_ray.engine.seam_probe import SeamCertificate
 from unet_ray.engine.segment_plan import layout_for, resolve_tile_px
 from unet_ray.engine.segment_worker import Job, SegmentWorker, probe_on_worker
-from unet_ray.errors import ModelFileError, VolumeError
+from unet_ray.errors import ConfigError, ModelFileError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import Box, triple
 from unet_ray.network.model_file import ModelMetadata, decode
@@ -50,7 +50,11 @@ def segment(config: SegmentConfig) -> Summary:
     """
     began = time.time()
     volume = open_volume(config.volume)
-    sections = parse_sections(config.sections, volume.shape[0], "--sections") or tuple(range(volume.shape[0]))
+    region = parse_roi(config.roi, volume.shape, "--roi")
+    named = parse_sections(config.sections, volume.shape[0], "--sections") or range(volume.shape[0])
+    sections = tuple(z for z in named if region.start[0] <= z < region.stop[0])
+    if not sections:
+        raise ConfigError(f"--sections names no section of --roi {config.roi}; widen one of them")
     model = read_model_file(config.model)
     network, _, metadata = decode(model, config.model)
     if network.classes > 2:
@@ -83,7 +87,7 @@ def segment(config: SegmentConfig) -> Summary:
         for level, block in sorted(set(output.verify(layout))):
             where = f"block {block}" if level == 0 else f"block {block} of level {level}"
             print(f"segment: {where} of {config.output} is damaged and will be made again", file=sys.stderr)
-    chosen = _chosen(layout, sections)
+    chosen = _chosen(layout, sections, region)
     if stored is not None and stored["threshold"] != config.threshold:
         output.drop_masks(layout)
         stored = stored | {"threshold": config.threshold}
@@ -160,7 +164,7 @@ def segment(config: SegmentConfig) -> Summary:
         summary["failures"] = failed_above
         print(f"segment: the pyramid is incomplete; {failed_above[0]}; run the same command again", file=sys.stderr)
     else:
-        _export(config, sections)
+        _export(config, sections, region)
     return summary | {"seconds": round(time.time() - began, 2)}
 
 
@@ -206,14 +210,14 @@ def _intensity(config: SegmentConfig, volume: Volume, metadata: ModelMetadata) -
     return IntensityMap(**metadata.normalisation.model_dump())
 
 
-def _chosen(layout: SegmentationLayout, sections: tuple[int, ...]) -> BlockSet:
-    """Blocks that the chosen sections touch."""
+def _chosen(layout: SegmentationLayout, sections: tuple[int, ...], region: Box) -> BlockSet:
+    """Blocks that the chosen sections of a region touch."""
     blocks = layout.blocks
     _, height, width = blocks.tiles.volume
     chosen = BlockSet(blocks.num_blocks)
     for layer in sorted({z // blocks.shard[0] for z in sections}):
         z = layer * blocks.shard[0]
-        for block in blocks.blocks_touching(Box((z, 0, 0), (z + 1, height, width))):
+        for block in blocks.blocks_touching(region.intersect(Box((z, 0, 0), (z + 1, height, width)))):
             chosen.add(block)
     return chosen
 
@@ -272,17 +276,18 @@ def _segment_blocks(
     return outcome, min(started, default=time.time())
 
 
-def _export(config: SegmentConfig, sections: tuple[int, ...]) -> None:
-    """Write the TIFF files that were asked for, as streams from the finished output."""
+def _export(config: SegmentConfig, sections: tuple[int, ...], region: Box) -> None:
+    """Write the TIFF files that were asked for, of a region's sections, as streams from the finished output."""
+    _, top, left = region.start
+    _, height, width = region.shape
     wanted = {config.tiff: MASK, config.probability_tiff: ""}
     for path, group in wanted.items():
         if path is None:
             continue
         stored = open_volume(f"{config.output.rstrip('/')}/{group}".rstrip("/"))
-        depth, height, width = len(sections), *stored.shape[1:]
 
         def read_rows(z: int, start: int, stop: int, stored: Volume = stored) -> npt.NDArray[Any]:
-            box = Box((sections[z], start, 0), (sections[z] + 1, stop, stored.shape[2]))
+            box = Box((sections[z], top + start, left), (sections[z] + 1, top + stop, left + width))
             rows: npt.NDArray[Any] = stored.read(box)[0]
             return rows
 
@@ -290,7 +295,7 @@ def _export(config: SegmentConfig, sections: tuple[int, ...]) -> None:
         write_tiff(
             path,
             read_rows,
-            shape=(depth, height, width),
+            shape=(len(sections), height, width),
             kind=kind,
             voxel_size_nm=stored.voxel_size_nm,
             threads=os.cpu_count() or 1,
