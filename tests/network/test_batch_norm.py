@@ -1,6 +1,8 @@
 """Statistics over ranks, against PyTorch's own batch normalisation of the whole batch."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -80,3 +82,25 @@ def test_evaluation_asks_no_other_rank(norm):
     images = torch.randn(2, CHANNELS, 4, 4)
     expected = nn.functional.batch_norm(images, norm.running_mean, norm.running_var, norm.weight, norm.bias)
     assert torch.equal(norm.eval()(images), expected)
+
+
+def test_the_compiler_is_loaded_where_it_is_asked_for_alone():
+    """It takes seconds, and every worker imports this module."""
+    code = "import sys, unet_ray.network.unet; print('torch._dynamo' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n"
+
+
+def test_a_compiled_network_sums_over_ranks_all_the_same(norm):
+    plain = copy.deepcopy(norm)
+    images, gradient = torch.randn(2, CHANNELS, 4, 4), torch.randn(2, CHANNELS, 4, 4)
+    set_reduce(plain, lambda sums: 2 * sums)
+    set_reduce(norm, lambda sums: 2 * sums, compiled=True)
+    compiled = torch.compile(norm, backend="eager")
+    expected = passed(plain, images, gradient)
+    found = images.detach().requires_grad_()
+    output = compiled(found)
+    output.backward(gradient)
+    torch.testing.assert_close(output, expected[0])
+    torch.testing.assert_close(found.grad, expected[1])
+    torch.testing.assert_close(norm.running_var, plain.running_var)

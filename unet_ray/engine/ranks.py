@@ -32,9 +32,9 @@ def gather(mine: Any) -> list[Any]:
     return found
 
 
-def averaging(network: UNet, device: torch.device) -> DistributedDataParallel:
+def averaging(network: UNet, device: torch.device, *, compiled: bool = False) -> DistributedDataParallel:
     """The network as one of several ranks trains it: gradients averaged, batch statistics those of all ranks."""
-    set_reduce(network, sum_over_ranks)
+    set_reduce(network, sum_over_ranks, compiled=compiled)
     # Running statistics are the same on every rank as it is.
     given: dict[str, Any] = {_SYNC_BUFFERS: False, "device_ids": [device] if device.type == "cuda" else None}
     return DistributedDataParallel(network, **given)

@@ -125,7 +125,9 @@ class _Rank:
         self.state.resume(self.device)
         self.reduce = sum_over_ranks if world_size > 1 else None
         self.gather: Gather | None = gather if world_size > 1 else None
-        self.wrapped: torch.nn.Module = averaging(network, self.device) if world_size > 1 else network
+        self.wrapped: torch.nn.Module = network
+        if world_size > 1:
+            self.wrapped = averaging(network, self.device, compiled=plan.compile)
         if plan.compile:
             self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
         self.writer = RunWriter(self.run, self.state.at.step) if rank == 0 else None

@@ -15,18 +15,20 @@ from torch.nn import functional
 
 Reduce = Callable[[Tensor], Tensor]
 """Sum of a tensor over all ranks; called in the same order on each of them, in forward and backward passes."""
+GlobalNorm = Callable[[Tensor, Tensor, Tensor, float, Reduce], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 class BatchNorm(nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` over the batches of all ranks once `set_reduce` gave it a sum over ranks."""
 
     reduce: Reduce | None = None
+    global_norm: GlobalNorm
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (n, c, h, w); running statistics follow the global batch (variance unbiased)."""
         if self.reduce is None or not self.training:
             return super().forward(input)
-        normalised, mean, variance, size = _global_norm(input, self.weight, self.bias, self.eps, self.reduce)
+        normalised, mean, variance, size = self.global_norm(input, self.weight, self.bias, self.eps, self.reduce)
         self._follow(mean, variance, size)
         return normalised
 
@@ -97,12 +99,17 @@ class _GlobalNorm(torch.autograd.Function):
         return scaled, own_weight, own_bias, None, None
 
 
-# Sums over ranks are not for torch.compile to look into.
-_global_norm: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = torch.compiler.disable(_GlobalNorm.apply)  # type: ignore[no-untyped-call]
+def set_reduce(model: nn.Module, reduce: Reduce | None, *, compiled: bool = False) -> None:
+    """Let every `BatchNorm` of ``model`` sum its statistics by ``reduce``; None: its own batch alone.
 
-
-def set_reduce(model: nn.Module, reduce: Reduce | None) -> None:
-    """Let every `BatchNorm` of ``model`` sum its statistics by ``reduce``; None: its own batch alone."""
+    Args:
+        model: the network, before it is compiled.
+        reduce: sum over ranks.
+        compiled: it will be; the sums are then kept from torch.compile, which cannot look into them.
+    """
+    norm: GlobalNorm = _GlobalNorm.apply
+    if compiled:
+        norm = torch.compiler.disable(norm)  # type: ignore[no-untyped-call]  # only here: it loads the compiler, which takes seconds
     for module in model.modules():
         if isinstance(module, BatchNorm):
-            module.reduce = reduce
+            module.reduce, module.global_norm = reduce, norm
