@@ -53,6 +53,10 @@ class SegmentConfig(SegmentSettings):
     """One GPU per actor."""
     accept_changed_volume: bool = False
     """Continue the output although the volume's files have changed, as after mending a damaged chunk."""
+    dry_run: bool = False
+    """Only tell how long it will take, its memory, bytes and cost, from a few real blocks; nothing is written."""
+    price_per_node_hour: Annotated[float, Field(ge=0)] | None = None
+    """Price of a node for an hour, in any currency, for the cost that --dry-run tells."""
     verify: bool = False
     """Check every shard's checksums first; what fails is renamed *.damaged and made again."""
     overwrite: bool = False

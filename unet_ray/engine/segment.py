@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -17,17 +17,17 @@ from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.blocks import Outcome, run_blocks, run_length
 from unet_ray.engine.bottleneck import bottleneck
 from unet_ray.engine.cluster import cluster, pool_size, threads_each
-from unet_ray.engine.labelled_stacks import sample_volume
+from unet_ray.engine.model_fit import check_fit, grey_levels, voxel_size
 from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.pyramid import anything_missing, build_pyramid, make_masks
 from unet_ray.engine.seam_probe import SeamCertificate
+from unet_ray.engine.segment_forecast import forecast
 from unet_ray.engine.segment_plan import layout_for, resolve_tile_px
 from unet_ray.engine.segment_worker import Job, SegmentWorker, probe_on_worker
-from unet_ray.errors import ConfigError, ModelFileError, VolumeError
+from unet_ray.errors import ConfigError, ModelFileError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import Box, triple
-from unet_ray.network.model_file import ModelMetadata, decode
-from unet_ray.numerics.intensity import IntensityMap
+from unet_ray.network.model_file import decode
 from unet_ray.report.progress import Progress
 from unet_ray.storage.fingerprint import digest
 from unet_ray.storage.segmentation import FORMAT_VERSION, MASK, Segmentation, SegmentationLayout
@@ -62,9 +62,9 @@ def segment(config: SegmentConfig) -> Summary:
             f"model {config.model} tells {network.classes} classes apart, but segmentation writes the membrane alone; "
             "train on labels of at most 2 classes"
         )
-    _check_fit(config, volume, metadata)
+    check_fit(config, volume, metadata)
     output = Segmentation(config.output)
-    intensity = _intensity(config, volume, metadata)
+    intensity = grey_levels(config, volume, metadata)
     asked = {
         "format_version": FORMAT_VERSION,
         "shape": list(volume.shape),
@@ -79,7 +79,13 @@ def segment(config: SegmentConfig) -> Summary:
     side = config.tile_px if stored is None else stored["made_with"]["tile_px"]
     tile_px = resolve_tile_px(side, volume.shape, network)
     factors = None if stored is None else tuple(triple(factor) for factor in stored["pyramid"])
-    layout = layout_for(volume.shape, tile_px, network, _voxel_size(config, volume, metadata), factors)
+    layout = layout_for(volume.shape, tile_px, network, voxel_size(config, volume, metadata), factors)
+    chosen = _chosen(layout, sections, region)
+    job = Job(
+        volume, model, intensity, output, layout, config.threshold, threads=1, use_gpu=config.use_gpu, tta=config.tta
+    )
+    if config.dry_run:
+        return _dry_run(config, job, stored, chosen) | {"seconds": round(time.time() - began, 2)}
     output.objects.require_writable()
     if config.overwrite:
         output.overwrite()  # only now: a wrong setting must not cost the old output
@@ -87,7 +93,6 @@ def segment(config: SegmentConfig) -> Summary:
         for level, block in sorted(set(output.verify(layout))):
             where = f"block {block}" if level == 0 else f"block {block} of level {level}"
             print(f"segment: {where} of {config.output} is damaged and will be made again", file=sys.stderr)
-    chosen = _chosen(layout, sections, region)
     if stored is not None and stored["threshold"] != config.threshold:
         output.drop_masks(layout)
         stored = stored | {"threshold": config.threshold}
@@ -107,7 +112,7 @@ def segment(config: SegmentConfig) -> Summary:
             gpus = 1 if config.use_gpu else 0
             threads = _threads(config, stored)
             workers = pool_size(config.workers, cpus_each=threads, gpus_each=gpus)
-            job = Job(volume, model, intensity, output, layout, config.threshold, threads, config.use_gpu, config.tta)
+            job = replace(job, threads=threads)
             if stored is None:
                 certificate, resolved = _resolve(job, config)
                 if certificate.note:
@@ -168,6 +173,30 @@ def segment(config: SegmentConfig) -> Summary:
     return summary | {"seconds": round(time.time() - began, 2)}
 
 
+def _dry_run(config: SegmentConfig, job: Job, stored: dict[str, Any] | None, chosen: BlockSet) -> Summary:
+    """What the chosen blocks that are not done will take; nothing is written."""
+    blocks = job.layout.blocks
+    done = BlockSet(0) if stored is None else job.output.done(blocks)
+    todo = [block for block in chosen if block not in done]
+    summary: Summary = {
+        "status": "complete",
+        "dry_run": True,
+        "voxels": sum(blocks.write_box(block).voxels for block in chosen),
+        "blocks": len(chosen),
+        "blocks_skipped": len(chosen) - len(todo),
+        "tile_px": blocks.tiles.tile[2],
+        "output": config.output,
+    }
+    if not todo:
+        return summary | {"note": "all blocks are done; nothing is left to forecast"}
+    with cluster():
+        job = replace(job, threads=_threads(config, stored))
+        workers = pool_size(config.workers, cpus_each=job.threads, gpus_each=1 if job.use_gpu else 0)
+        precision = _resolve(job, config)[0].precision if stored is None else stored["made_with"]["precision"]
+        summary |= forecast(job, precision, todo, workers, config.price_per_node_hour)
+    return summary
+
+
 def _incomplete(failed: Mapping[int, str], of: int) -> str:
     """The sentence of a run that ends with exit code 3."""
     first = sorted(failed)[:NAMED_FAILURES]
@@ -176,38 +205,6 @@ def _incomplete(failed: Mapping[int, str], of: int) -> str:
         f"{len(failed)} of {of} blocks are unwritten ({named}); first failure, block {first[0]}: {failed[first[0]]}; "
         "run the same command again to finish them"
     )
-
-
-def _check_fit(config: SegmentConfig, volume: Volume, metadata: ModelMetadata) -> None:
-    """Whether the model was trained on such voxels.
-
-    Raises:
-        VolumeError: dtype or voxel size differ.
-    """
-    if config.normalise == "model" and volume.dtype.name != metadata.normalisation.dtype:
-        raise VolumeError(
-            f"{config.volume} has {volume.dtype.name} voxels but model {config.model} was trained on "
-            f"{metadata.normalisation.dtype}; pass --normalise volume to take grey levels from its own percentiles"
-        )
-    ours, models = config.voxel_size_nm or volume.voxel_size_nm or volume.pixel_size_nm, metadata.voxel_size_nm
-    if config.accept_voxel_size or ours is None or models is None:
-        return
-    # TIFF resolution tags tell y and x alone.
-    if any(abs(a / b - 1) > 0.2 for a, b in zip(ours, models[-len(ours) :], strict=True)):
-        raise VolumeError(
-            f"{config.volume} has voxels of {ours} nm ((z,) y, x) but model {config.model} was trained on {models} nm, "
-            "more than 20 % off; rescale the volume or pass --accept-voxel-size"
-        )
-
-
-def _voxel_size(config: SegmentConfig, volume: Volume, metadata: ModelMetadata) -> tuple[float, float, float] | None:
-    return config.voxel_size_nm or volume.voxel_size_nm or metadata.voxel_size_nm
-
-
-def _intensity(config: SegmentConfig, volume: Volume, metadata: ModelMetadata) -> IntensityMap:
-    if config.normalise == "volume":
-        return IntensityMap.of_sample(sample_volume(volume, range(volume.shape[0])), name=config.volume)
-    return IntensityMap(**metadata.normalisation.model_dump())
 
 
 def _chosen(layout: SegmentationLayout, sections: tuple[int, ...], region: Box) -> BlockSet:

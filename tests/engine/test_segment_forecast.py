@@ -1,0 +1,73 @@
+"""A dry run tells what a segmentation takes, and leaves no trace."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from unet_ray.config.segment import SegmentConfig
+from unet_ray.engine import segment_forecast
+from unet_ray.engine.segment import segment
+from unet_ray.engine.segment_forecast import measure, spread
+from unet_ray.engine.segment_worker import Job
+
+SHAPE, TILE, BLOCKS = (2, 130, 150), 32, 50
+
+
+@pytest.fixture(scope="module")
+def asked(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_model: Callable[..., str],
+    write_zarr: Callable[..., str],
+    phantom_image: Callable[..., npt.NDArray[np.uint8]],
+) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("forecast")
+    return {
+        "volume": write_zarr(folder / "volume.zarr", phantom_image(SHAPE, 2)),
+        "model": write_model(folder / "model", "default", base_channels=4),
+        "tile_px": TILE, "precision": "float32", "threads": 1, "workers": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_bytes_are_those_that_are_then_written_and_nothing_is_before(
+    asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.zarr"
+    told = segment(SegmentConfig(**asked, output=str(out), dry_run=True, price_per_node_hour=36000.0))
+    assert not out.exists()
+    assert (told["dry_run"], told["blocks"], told["blocks_skipped"]) == (True, BLOCKS, 0)
+    assert told["forecast_cost"] == pytest.approx(10 * told["forecast_seconds"], abs=1)  # one node
+    assert "segment: forecast: " in capsys.readouterr().err
+    made = segment(SegmentConfig(**asked, output=str(out)))
+    written = sum(path.stat().st_size for path in out.rglob("c/**/*") if path.is_file())
+    assert told["forecast_bytes"] == pytest.approx(written, rel=0.2)
+    # Not a timed test: of the same order on a busy machine.
+    assert 0.1 < told["forecast_seconds"] / (made["seconds"] - made["startup_seconds"]) < 10
+    before = sorted(path.stat().st_mtime_ns for path in out.rglob("*"))
+    again = segment(SegmentConfig(**asked, output=str(out), dry_run=True, verify=True))
+    assert "nothing is left" in again["note"]
+    assert sorted(path.stat().st_mtime_ns for path in out.rglob("*")) == before
+
+
+def test_blocks_that_take_long_are_few(
+    asked: dict[str, Any], tmp_path: Path, by_plain_loop: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = by_plain_loop(asked["volume"], asked["model"], tmp_path / "out.zarr", TILE, 0.5)
+    several = measure(job, "float32", spread(range(BLOCKS)))
+    assert several.tiles == segment_forecast.MOST_BLOCKS - 1  # the first block warmed up
+    assert several.bytes > several.voxels / 100
+    monkeypatch.setattr(segment_forecast, "SECONDS", 0.0)
+    alone = measure(job, "float32", spread(range(BLOCKS)))
+    assert (alone.tiles, alone.startup_seconds) == (1, 0.0)
+    assert alone.voxels < several.voxels
+
+
+def test_chosen_blocks_are_spread_and_each_once() -> None:
+    for blocks in range(1, 30):
+        chosen = spread(range(blocks))
+        assert len(set(chosen)) == len(chosen) == min(blocks, segment_forecast.MOST_BLOCKS)
+        assert set(chosen) <= set(range(blocks))

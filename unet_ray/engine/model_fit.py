@@ -1,0 +1,43 @@
+"""Whether a model fits a volume, and what it makes of the volume's values and voxel size."""
+
+from unet_ray.config.base import VoxelSize
+from unet_ray.config.segment import SegmentConfig
+from unet_ray.engine.labelled_stacks import sample_volume
+from unet_ray.errors import VolumeError
+from unet_ray.network.model_file import ModelMetadata
+from unet_ray.numerics.intensity import IntensityMap
+from unet_ray.storage.volume import Volume
+
+
+def check_fit(config: SegmentConfig, volume: Volume, metadata: ModelMetadata) -> None:
+    """Whether the model was trained on such voxels.
+
+    Raises:
+        VolumeError: dtype or voxel size differ.
+    """
+    if config.normalise == "model" and volume.dtype.name != metadata.normalisation.dtype:
+        raise VolumeError(
+            f"{config.volume} has {volume.dtype.name} voxels but model {config.model} was trained on "
+            f"{metadata.normalisation.dtype}; pass --normalise volume to take grey levels from its own percentiles"
+        )
+    ours, models = config.voxel_size_nm or volume.voxel_size_nm or volume.pixel_size_nm, metadata.voxel_size_nm
+    if config.accept_voxel_size or ours is None or models is None:
+        return
+    # TIFF resolution tags tell y and x alone.
+    if any(abs(a / b - 1) > 0.2 for a, b in zip(ours, models[-len(ours) :], strict=True)):
+        raise VolumeError(
+            f"{config.volume} has voxels of {ours} nm ((z,) y, x) but model {config.model} was trained on {models} nm, "
+            "more than 20 % off; rescale the volume or pass --accept-voxel-size"
+        )
+
+
+def voxel_size(config: SegmentConfig, volume: Volume, metadata: ModelMetadata) -> VoxelSize | None:
+    """Voxel size (z, y, x) in nm: the one asked for, else the volume's, else the model's."""
+    return config.voxel_size_nm or volume.voxel_size_nm or metadata.voxel_size_nm
+
+
+def grey_levels(config: SegmentConfig, volume: Volume, metadata: ModelMetadata) -> IntensityMap:
+    """How the volume's values become grey levels."""
+    if config.normalise == "volume":
+        return IntensityMap.of_sample(sample_volume(volume, range(volume.shape[0])), name=config.volume)
+    return IntensityMap(**metadata.normalisation.model_dump())

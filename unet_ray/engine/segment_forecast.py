@@ -1,0 +1,127 @@
+"""What a segmentation will take, told from a few of its own blocks before anything is written."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from unet_ray.engine.process_memory import peak_rss_bytes
+from unet_ray.engine.segment_worker import Job, SegmentWorker
+from unet_ray.network.predict import Precision
+from unet_ray.report.progress import duration, number
+from unet_ray.storage.segmentation import SegmentationLayout
+
+# One block to warm up and some more to measure, as far as they fit into this time.
+MOST_BLOCKS, SECONDS = 5, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What some blocks took on one worker.
+
+    Attributes:
+        tiles: that were computed.
+        voxels: of the blocks.
+        bytes: of their shards.
+        seconds: by the slowest of reading, computing and compressing, which go on side by side.
+        startup_seconds: until the first block was read and computed, less what it takes later.
+        worker_rss_bytes: memory of the worker.
+    """
+
+    tiles: int
+    voxels: int
+    bytes: int
+    seconds: float
+    startup_seconds: float
+    worker_rss_bytes: int
+
+
+def measure(job: Job, precision: Precision, blocks: Sequence[int]) -> Measured:
+    """Read, compute and encode blocks as a segmentation does; the first one warms up unless it is alone."""
+    began = time.perf_counter()
+    worker, grid = SegmentWorker(job, precision), job.layout.blocks
+    spent: list[tuple[float, float, float]] = []
+    sizes: list[int] = []
+    for block in blocks:
+        marks = [time.perf_counter()]
+        data = worker.read(block)
+        marks.append(time.perf_counter())
+        result = worker.compute(block, data)
+        marks.append(time.perf_counter())
+        sizes.append(sum(len(shard) for shard in worker.encode(block, result).values()))
+        marks.append(time.perf_counter())
+        spent.append((marks[1] - marks[0], marks[2] - marks[1], marks[3] - marks[2]))
+        if time.perf_counter() - began + sum(spent[-1]) > SECONDS:
+            break
+    first = 1 if len(spent) > 1 else 0
+    seconds = max(sum(stage) for stage in zip(*spent[first:], strict=True))
+    tiles = sum(sum(1 for _ in grid.tiles_of(block)) for block in blocks[first : len(spent)])
+    usual = seconds / (len(spent) - first)
+    return Measured(
+        tiles=tiles,
+        voxels=sum(grid.write_box(block).voxels for block in blocks[: len(spent)]),
+        bytes=sum(sizes),
+        seconds=seconds,
+        startup_seconds=max(0.0, sum(spent[0]) - usual) if first else 0.0,
+        worker_rss_bytes=peak_rss_bytes(),
+    )
+
+
+def spread(todo: Sequence[int]) -> list[int]:
+    """At most `MOST_BLOCKS` of the blocks, evenly over all of them.
+
+    >>> spread(range(100, 200))
+    [110, 130, 150, 170, 190]
+    """
+    count = min(MOST_BLOCKS, len(todo))
+    return [todo[(2 * k + 1) * len(todo) // (2 * count)] for k in range(count)]
+
+
+def forecast(
+    job: Job, precision: Precision, todo: Sequence[int], workers: int, price_per_node_hour: float | None
+) -> dict[str, Any]:
+    """Seconds, memory, bytes and cost of the blocks that are left.
+
+    Args:
+        job: of the segmentation.
+        precision: that it will use.
+        todo: blocks that are not done, at least one.
+        workers: that will take part.
+        price_per_node_hour: in any currency; None: no cost is told.
+
+    Returns:
+        ``forecast_seconds`` (of the blocks; the job's own start is not in it), ``forecast_bytes``,
+        ``forecast_worker_rss_bytes`` and ``forecast_cost``; a line on stderr says the same.
+    """
+    task = ray.remote(num_cpus=job.threads, num_gpus=1 if job.use_gpu else 0)(measure)
+    found: Measured = ray.get(task.remote(job, precision, spread(todo)))
+    grid = job.layout.blocks
+    tiles = sum(sum(1 for _ in grid.tiles_of(block)) for block in todo)
+    voxels = sum(grid.write_box(block).voxels for block in todo)
+    seconds = found.startup_seconds + tiles / found.tiles * found.seconds / min(workers, len(todo))
+    size = round(found.bytes / found.voxels * voxels * _with_levels(job.layout))
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
+    cost = None if price_per_node_hour is None else round(price_per_node_hour * nodes * seconds / 3600, 2)
+    print(
+        f"segment: forecast: {duration(seconds)} for {voxels / 1e6:,.1f} Mvox on {workers} workers, "
+        f"{number(voxels / seconds / 1e6)} Mvox/s; {size / 1e6:,.1f} MB; {found.worker_rss_bytes / 1e9:.2f} GB of "
+        f"memory per worker{'' if cost is None else f'; {cost:,.2f} at {price_per_node_hour:g} per node and hour'}",
+        file=sys.stderr,
+    )
+    return {
+        "forecast_seconds": round(seconds, 1),
+        "forecast_bytes": size,
+        "forecast_worker_rss_bytes": found.worker_rss_bytes,
+        "forecast_cost": cost,
+    }
+
+
+def _with_levels(layout: SegmentationLayout) -> float:
+    """Voxels of all levels over those of level 0."""
+    shares = [1.0]
+    for factor in layout.factors:
+        shares.append(shares[-1] / (factor[0] * factor[1] * factor[2]))
+    return sum(shares)
