@@ -60,7 +60,7 @@ def make_cache(config: argparse.Namespace, folder: str) -> str:
     for shard in range(plan.cache.shards):
         print(f"making shard {shard + 1} of {plan.cache.shards}", file=sys.stderr)
         block = len(plan.validation) + shard
-        worker.write(block, worker.compute(block, None))
+        worker.write(block, worker.encode(block, worker.compute(block, None)))
     return asked.cache
 
 

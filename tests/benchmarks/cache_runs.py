@@ -18,11 +18,11 @@ from typing import Any
 from pinned import on_cores, start
 from process_memory import MemoryWatch
 
-from unet_ray.config.augment import AugmentConfig
+from unet_ray.config.augment import WEIGHTING, AugmentConfig
 from unet_ray.config.recipe import RECIPES
 from unet_ray.engine.augment_plan import prepare
 from unet_ray.engine.augment_worker import AugmentWorker
-from unet_ray.storage.patch_cache import PatchCache
+from unet_ray.storage.patch_cache import Patch, PatchCache
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +39,7 @@ def cache_config(
         patch_px=patch_px,
         recipe_name="notebook",
         recipe=RECIPES["notebook"],
+        weighting=WEIGHTING["keras"],
         cache=cache,
         patches_per_shard=per_shard,
     )
@@ -92,13 +93,17 @@ def _share_of_loop(end: Connection) -> None:
                 made = worker.compute(block, None)
                 if behind is not None:
                     behind.result()
-                behind = writer.submit(worker.write, block, made)
+                behind = writer.submit(_encode_and_write, worker, block, made)
             if behind is not None:
                 behind.result()
     else:
         for block in blocks:
-            worker.write(block, worker.compute(block, None))
+            _encode_and_write(worker, block, worker.compute(block, None))
     end.send(time.perf_counter())
+
+
+def _encode_and_write(worker: AugmentWorker, block: int, made: Patch) -> None:
+    worker.write(block, worker.encode(block, made))
 
 
 def job(config: AugmentConfig, cores: Sequence[int]) -> dict[str, Any]:

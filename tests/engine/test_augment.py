@@ -67,7 +67,7 @@ def by_plain_loop(asked: dict[str, Any], path: Path) -> PatchCache:
     cache.create_or_extend(plan.cache, made_with, plan.sources())
     worker = AugmentWorker(cache, plan)
     for block in range(plan.cache.validation + plan.cache.shards):
-        worker.write(block, worker.compute(block, worker.read(block)))
+        worker.write(block, worker.encode(block, worker.compute(block, worker.read(block))))
     return cache
 
 

@@ -51,7 +51,7 @@ def make(cache: PatchCache, plan: AugmentPlan, blocks: range) -> int:
     """Make blocks in this process; their bytes on the disk."""
     worker = AugmentWorker(cache, plan)
     for block in blocks:
-        worker.write(block, worker.compute(block, None))
+        worker.write(block, worker.encode(block, worker.compute(block, None)))
     return cache.bytes_of(plan.cache, BlockSet(plan.cache.blocks, blocks))
 
 

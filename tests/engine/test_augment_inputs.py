@@ -107,7 +107,7 @@ def test_classes_are_balanced_and_have_no_borders(inputs: Inputs) -> None:
     label[3] = 9  # not used, so it counts for nothing
     asked = inputs(
         label=label, label_kind="classes", validation_sections=("1",), exclude_sections=("3",), ignore_label=1,
-        recipe=RECIPES["default"],
+        recipe=RECIPES["default"], weighting=WeightMap(),
     )  # fmt: skip
     plan, made_with = prepare(AugmentConfig(**asked))
     counts = [np.count_nonzero(label[[0, 2]] == index) for index in range(4)]
@@ -186,7 +186,7 @@ def test_masks_weigh_nothing_and_count_nothing(inputs: Inputs) -> None:
     label, mask = grid(), np.zeros((DEPTH, HEIGHT, WIDTH), np.uint8)
     label[:, :4], mask[:, 10:30, 20:40] = 9, 200
     label[:, 12:20, 22:30] = 77  # what lies under the mask need not be a label
-    asked = inputs(label=label, mask=mask, ignore_label=9, validation_sections=("1",))
+    asked = inputs(label=label, mask=mask, ignore_label=9, validation_sections=("1",), weighting=WeightMap())
     plan = planned(asked)
     ignored = (mask > 0) | (label == 9)
     training = np.asarray([0, 2, 3])

@@ -82,7 +82,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory, asked: dict[str, Any]) -> di
     cache.create_or_extend(plan.cache, made_with, plan.sources())
     worker = AugmentWorker(cache, plan)
     for block in reversed(range(plan.cache.blocks)):
-        worker.write(block, worker.compute(block, worker.read(block)))
+        worker.write(block, worker.encode(block, worker.compute(block, worker.read(block))))
     found = whole(path)
     assert sum("train/image/c/" in key for key in found) == SHARDS
     return found

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 import tifffile
 
-from unet_ray.config.augment import AugmentConfig
+from unet_ray.config.augment import WEIGHTING, AugmentConfig
 from unet_ray.config.recipe import RECIPES
 from unet_ray.engine.augment_plan import prepare
 from unet_ray.engine.augment_replay import replay
@@ -56,11 +56,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tifffile.imwrite(folder / f"images{stack}.tif", image, photometric="minisblack")
         tifffile.imwrite(folder / f"labels{stack}.tif", made.membrane * np.uint8(255), photometric="minisblack")
     cache = PatchCache(str(folder / "cache"))
-    plan, made_with = prepare(AugmentConfig(**asked(folder), recipe=RECIPES["default"], cache=cache.path))
+    plan, made_with = prepare(
+        AugmentConfig(**asked(folder), recipe=RECIPES["default"], weighting=WEIGHTING["paper"], cache=cache.path)
+    )
     cache.create_or_extend(plan.cache, made_with, plan.sources())
     worker = AugmentWorker(cache, plan)
     for block in range(plan.cache.blocks):
-        worker.write(block, worker.compute(block, None))
+        worker.write(block, worker.encode(block, worker.compute(block, None)))
     return folder
 
 
