@@ -29,7 +29,7 @@ from stacks import add_flags, stacks
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
-from unet_ray.config.augment import PATCH_PX, AugmentConfig
+from unet_ray.config.augment import PATCH_PX, WEIGHTING, AugmentConfig
 from unet_ray.config.recipe import RECIPES
 from unet_ray.engine.augment_plan import prepare
 from unet_ray.engine.augment_worker import AugmentWorker
@@ -71,6 +71,7 @@ def real_patches(recipe: str, images: str, labels: str, count: int, patch_px: in
     config = AugmentConfig(
         images=(images,), labels=(labels,), cache="unused", recipe_name=recipe, recipe=RECIPES[recipe],
         for_preset=preset, patch_px=patch_px or PATCH_PX[preset], variants=count, patches_per_shard=1,
+        weighting=WEIGHTING[preset],
     )  # fmt: skip
     plan, _ = prepare(config)
     worker = AugmentWorker(PatchCache(config.cache), plan)

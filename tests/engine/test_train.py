@@ -216,7 +216,7 @@ def test_killed_driver_continues(finished: tuple[Path, dict[str, Any]], cache: s
     command = [
         sys.executable, str(JOBS / "train.py"), "--cache", cache, "--run", str(run), "--base-channels", "2",
         "--depth", "2", "--epochs", "3", "--batch-size", "3", "--precision", "float32", "--threads", "1",
-        "--checkpoint-every-steps", "2",
+        "--checkpoint-every-steps", "2", "--best-by", "loss",
     ]  # fmt: skip
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.time() + 120

@@ -229,12 +229,13 @@ def run_blocks(
         elsewhere; a block whose process dies each time is among the failures.
     """
     outcome, begun, ended = Outcome(), float("inf"), 0.0
-    # The second pass has runs of one block, so that a block that kills its process takes no other with it.
-    for length in (run_length, 1):
+    # The second pass has runs of one block, and one at a time at an actor, so that a block that kills its process takes
+    # no other with it: what waits at an actor that dies uses up its tries as well.
+    for length, at_once in ((run_length, 2), (1, 1)):
         runs = [{"start": start, "stop": stop} for start, stop in _todo(done, outcome, length)]
         if not runs:
             break
-        for row in _stream(make_worker, runs, workers, cpus_each, gpus_each):
+        for row in _stream(make_worker, runs, workers, cpus_each, gpus_each, at_once):
             begun, ended = min(begun, row["started"]), max(ended, row["ended"])
             outcome.take(row, done)
             on_row(row)
@@ -275,6 +276,7 @@ def _stream(
     workers: int,
     cpus_each: float,
     gpus_each: float,
+    at_once: int,
 ) -> Iterator[dict[str, Any]]:
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -291,7 +293,7 @@ def _stream(
             batch_size=1,
             num_cpus=cpus_each,
             num_gpus=gpus_each,
-            compute=ActorPoolStrategy(min_size=1, max_size=actors, max_tasks_in_flight_per_actor=2),
+            compute=ActorPoolStrategy(min_size=1, max_size=actors, max_tasks_in_flight_per_actor=at_once),
             max_restarts=-1,
             max_task_retries=TRIES - 1,
         )
