@@ -261,6 +261,9 @@ def test_a_level_is_ready_when_its_source_is_there(tmp_path):
     first = [b for b in range(PYRAMID.blocks.num_blocks) if PYRAMID.blocks.position(b)[0] == 0]
     fill(output, 0, first)
     assert output.ready(PYRAMID, 1) == [b for b in range(PYRAMID.grid(1).num_blocks) if b < 9]
+    fill(output, 0, [b for b in range(PYRAMID.blocks.num_blocks) if b != PYRAMID.blocks.number((2, 3, 5))])
+    lacks_one = PYRAMID.grid(1).number((2, 1, 2))
+    assert output.ready(PYRAMID, 1) == [b for b in range(PYRAMID.grid(1).num_blocks) if b != lacks_one]
     fill(output, 0)
     fill(output, 1)
     assert output.ready(PYRAMID, 1) == []
