@@ -1,5 +1,6 @@
 """A dry run tells what a segmentation takes, and leaves no trace."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from unet_ray.engine import segment_forecast
 from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_forecast import measure, spread
 from unet_ray.engine.segment_worker import Job
+from unet_ray.errors import VolumeError
 
 SHAPE, TILE, BLOCKS = (2, 130, 150), 32, 50
 
@@ -51,6 +53,19 @@ def test_bytes_are_those_that_are_then_written_and_nothing_is_before(
     again = segment(SegmentConfig(**asked, output=str(out), dry_run=True, verify=True))
     assert "nothing is left" in again["note"]
     assert sorted(path.stat().st_mtime_ns for path in out.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_volume_that_cannot_be_read_is_one_sentence(asked: dict[str, Any], tmp_path: Path) -> None:
+    volume = tmp_path / "volume.zarr"
+    shutil.copytree(asked["volume"], volume)
+    for chunk in volume.glob("c/0/**/*"):  # the probe reads section 1
+        if chunk.is_file():
+            chunk.write_bytes(bytes(chunk.stat().st_size))
+    with pytest.raises(VolumeError, match="cannot be read") as caught:
+        segment(SegmentConfig(**asked | {"volume": str(volume)}, output=f"{tmp_path}/out.zarr", dry_run=True))
+    assert "Traceback" not in str(caught.value)
+    assert not (tmp_path / "out.zarr").exists()
 
 
 def test_blocks_that_take_long_are_few(

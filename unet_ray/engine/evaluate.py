@@ -11,7 +11,7 @@ import ray
 from unet_ray.command import Summary
 from unet_ray.config.evaluate import EvaluateConfig
 from unet_ray.config.sections import parse_sections
-from unet_ray.engine.cluster import cluster, pool_size
+from unet_ray.engine.cluster import cluster, fetched, pool_size
 from unet_ray.engine.labelled_stacks import read_section
 from unet_ray.errors import ConfigError, LabelError, OutputMismatchError, VolumeError
 from unet_ray.numerics.labels import LabelKind, membrane_and_cells
@@ -141,10 +141,7 @@ def _score(
             ready, _ = ray.wait(list(running), timeout=1.0)
             for reference in ready:
                 z = running.pop(reference)
-                try:
-                    scored[z] = ray.get(reference)
-                except ray.exceptions.RayTaskError as error:
-                    raise error.cause from None
+                scored[z] = fetched(reference)
                 progress.advance(1)
     return scored
 

@@ -16,7 +16,7 @@ from unet_ray.config.sections import parse_roi, parse_sections
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.blocks import Outcome, run_blocks, run_length
 from unet_ray.engine.bottleneck import bottleneck
-from unet_ray.engine.cluster import cluster, pool_size, threads_each
+from unet_ray.engine.cluster import cluster, fetched, pool_size, threads_each
 from unet_ray.engine.model_fit import check_fit, grey_levels, voxel_size
 from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.pyramid import anything_missing, build_pyramid, make_masks
@@ -231,10 +231,7 @@ def _threads(config: SegmentConfig, stored: dict[str, Any] | None) -> int:
 def _resolve(job: Job, config: SegmentConfig) -> tuple[SeamCertificate, str]:
     """Precision and seam certificate, found on a worker of the kind that will compute."""
     task = ray.remote(num_cpus=job.threads, num_gpus=1 if job.use_gpu else 0)(probe_on_worker)
-    try:
-        found: tuple[SeamCertificate, str] = ray.get(task.remote(job, config.precision))
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None  # the user's sentence without the worker's traceback
+    found: tuple[SeamCertificate, str] = fetched(task.remote(job, config.precision))
     return found
 
 

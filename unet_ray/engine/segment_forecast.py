@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from unet_ray.engine.cluster import fetched
 from unet_ray.engine.process_memory import peak_rss_bytes
 from unet_ray.engine.segment_worker import Job, SegmentWorker
 from unet_ray.network.predict import Precision
@@ -97,7 +98,7 @@ def forecast(
         ``forecast_worker_rss_bytes`` and ``forecast_cost``; a line on stderr says the same.
     """
     task = ray.remote(num_cpus=job.threads, num_gpus=1 if job.use_gpu else 0)(measure)
-    found: Measured = ray.get(task.remote(job, precision, spread(todo)))
+    found: Measured = fetched(task.remote(job, precision, spread(todo)))
     grid = job.layout.blocks
     tiles = sum(sum(1 for _ in grid.tiles_of(block)) for block in todo)
     voxels = sum(grid.write_box(block).voxels for block in todo)
