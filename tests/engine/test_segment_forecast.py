@@ -64,7 +64,7 @@ def test_a_volume_that_cannot_be_read_is_one_sentence(asked: dict[str, Any], tmp
             chunk.write_bytes(bytes(chunk.stat().st_size))
     with pytest.raises(VolumeError, match="cannot be read") as caught:
         segment(SegmentConfig(**asked | {"volume": str(volume)}, output=f"{tmp_path}/out.zarr", dry_run=True))
-    assert "Traceback" not in str(caught.value)
+    assert type(caught.value) is VolumeError, "Ray's own, which wraps it, holds the worker's traceback"
     assert not (tmp_path / "out.zarr").exists()
 
 
