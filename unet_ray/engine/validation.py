@@ -132,7 +132,7 @@ def _predict(predictor: Predictor, patch: Patch, weighted: bool) -> tuple[Predic
     for window, inside, write in _windows(patch.image, section_tiles((height, width), halo), halo - margin):
         logits = predictor.logits(window[None])[(..., *inside)]
         label = torch.from_numpy(patch.label[write][None])
-        part = cross_entropy(logits, label, torch.from_numpy(weight[write][None]))
+        part = cross_entropy(logits.cpu(), label, torch.from_numpy(weight[write][None]))
         loss = LossSum(loss.loss + part.loss, loss.weight + part.weight)
         found = predictor.probability(logits)[0]
         probability[write] = np.rint(255 * (found if config.classes <= 2 else found[1]))
