@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,35 @@ def test_put_get_list_rename_delete(objects):
     assert keys(objects) == ["0/c/0/0/1.damaged", "0/c/0/0/10", "a b/ä#%"]
     objects.delete_all("0/c/")
     assert keys(objects) == ["a b/ä#%"]
+
+
+def test_of_many_that_put_a_new_object_one_succeeds(objects):
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda n: (n, objects.put_new("a/zarr.json", b"%d" % n)), range(8)))
+    winners = [number for number, first in won if first]
+    assert len(winners) == 1
+    assert objects.get("a/zarr.json") == b"%d" % winners[0]
+    assert not objects.put_new("a/zarr.json", b"late")
+    assert objects.get("a/zarr.json") == b"%d" % winners[0]
+    assert keys(objects) == ["a/zarr.json"]
+
+
+def test_a_new_object_on_a_file_system_without_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    objects = LocalObjects(tmp_path)
+    assert objects.put_new("a/b", b"1")
+    assert not objects.put_new("a/b", b"2")
+    assert objects.get("a/b") == b"1"
+    assert [name for _, _, names in os.walk(tmp_path) for name in names] == ["b"]
+
+
+def test_a_new_object_where_a_file_is_in_the_way(tmp_path):
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(TargetError, match="a file is where a folder is needed"):
+        LocalObjects(tmp_path).put_new("a/b", b"1")
 
 
 @pytest.mark.parametrize("offset", [-12, -10, -4, 0, 3, 9, 10, 40])

@@ -16,6 +16,7 @@ from unet_ray.config.sections import parse_roi, parse_sections
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.blocks import Outcome, run_blocks, run_length
 from unet_ray.engine.bottleneck import bottleneck
+from unet_ray.engine.calibration import Calibration
 from unet_ray.engine.cluster import cluster, fetched, pool_size, threads_each
 from unet_ray.engine.model_fit import check_fit, grey_levels, voxel_size
 from unet_ray.engine.model_source import read_model_file
@@ -23,7 +24,7 @@ from unet_ray.engine.pyramid import anything_missing, build_pyramid, make_masks
 from unet_ray.engine.seam_probe import SeamCertificate
 from unet_ray.engine.segment_forecast import forecast
 from unet_ray.engine.segment_plan import layout_for, resolve_tile_px
-from unet_ray.engine.segment_worker import Job, SegmentWorker, probe_on_worker
+from unet_ray.engine.segment_worker import Job, SegmentWorker, calibrate_on_worker, probe_on_worker
 from unet_ray.errors import ConfigError, ModelFileError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import Box, triple
@@ -82,10 +83,11 @@ def segment(config: SegmentConfig) -> Summary:
     layout = layout_for(volume.shape, tile_px, network, voxel_size(config, volume, metadata), factors)
     chosen = _chosen(layout, sections, region)
     job = Job(
-        volume, model, intensity, output, layout, config.threshold, threads=1, use_gpu=config.use_gpu, tta=config.tta
-    )
+        volume, model, intensity, output, layout, config.threshold, threads=1, use_gpu=config.use_gpu, tta=config.tta,
+        tiles_at_once=1 if stored is None else stored.get("tiles_at_once", 1),
+    )  # fmt: skip
     if config.dry_run:
-        return _dry_run(config, job, stored, chosen) | {"seconds": round(time.time() - began, 2)}
+        return _dry_run(config, job, stored, sections, region) | {"seconds": round(time.time() - began, 2)}
     output.objects.require_writable()
     if config.overwrite:
         output.overwrite()  # only now: a wrong setting must not cost the old output
@@ -114,18 +116,26 @@ def segment(config: SegmentConfig) -> Summary:
             workers = pool_size(config.workers, cpus_each=threads, gpus_each=gpus)
             job = replace(job, threads=threads)
             if stored is None:
+                job, calibration = _calibrated(job, config)
+                layout = job.layout
+                chosen = _chosen(layout, sections, region)
+                todo = list(chosen)
                 certificate, resolved = _resolve(job, config)
                 if certificate.note:
                     print(f"segment: {certificate.note}", file=sys.stderr)
                 stored = {
-                    "made_with": asked | {"tile_px": tile_px, "precision": certificate.precision},
+                    "made_with": asked | {"tile_px": calibration.tile_px, "precision": certificate.precision},
                     "threshold": config.threshold,
                     "threads": threads,
+                    "tiles_at_once": calibration.tiles_at_once,
+                    "calibration": calibration.pixels_per_second,
                     "pyramid": layout.factors,
                     "seam": asdict(certificate),
                     "resolved_on": resolved,
                 }
-            output.create(layout, stored)
+                output.claim(layout, stored)
+            else:
+                output.create(layout, stored)
             if todo:
                 outcome, first = _segment_blocks(job, stored, chosen, done, workers, gpus)
                 startup = first - began
@@ -156,7 +166,8 @@ def segment(config: SegmentConfig) -> Summary:
         "seam_max_abs_diff": stored["seam"]["seam_max_abs_diff"] if stored else None,
         "mask_change_share": stored["seam"]["mask_change_share"] if stored else None,
         "precision": stored["made_with"]["precision"] if stored else None,
-        "tile_px": tile_px,
+        "tile_px": layout.blocks.tiles.tile[2],
+        "tiles_at_once": job.tiles_at_once,
         "output": config.output,
         "peak_worker_rss_bytes": outcome.peak_worker_rss_bytes,
     }
@@ -173,9 +184,11 @@ def segment(config: SegmentConfig) -> Summary:
     return summary | {"seconds": round(time.time() - began, 2)}
 
 
-def _dry_run(config: SegmentConfig, job: Job, stored: dict[str, Any] | None, chosen: BlockSet) -> Summary:
+def _dry_run(
+    config: SegmentConfig, job: Job, stored: dict[str, Any] | None, sections: tuple[int, ...], region: Box
+) -> Summary:
     """What the chosen blocks that are not done will take; nothing is written."""
-    blocks = job.layout.blocks
+    blocks, chosen = job.layout.blocks, _chosen(job.layout, sections, region)
     done = BlockSet(0) if stored is None else job.output.done(blocks)
     todo = [block for block in chosen if block not in done]
     summary: Summary = {
@@ -192,6 +205,10 @@ def _dry_run(config: SegmentConfig, job: Job, stored: dict[str, Any] | None, cho
     with cluster():
         job = replace(job, threads=_threads(config, stored))
         workers = pool_size(config.workers, cpus_each=job.threads, gpus_each=1 if job.use_gpu else 0)
+        if stored is None:
+            job, _ = _calibrated(job, config)
+            todo = list(_chosen(job.layout, sections, region))
+            summary |= {"blocks": len(todo), "tile_px": job.layout.blocks.tiles.tile[2]}
         precision = _resolve(job, config)[0].precision if stored is None else stored["made_with"]["precision"]
         summary |= forecast(job, precision, todo, workers, config.price_per_node_hour)
     return summary
@@ -226,6 +243,18 @@ def _threads(config: SegmentConfig, stored: dict[str, Any] | None) -> int:
     if config.threads is not None:
         return config.threads
     return min(MOST_THREADS, threads_each(config.workers or 1))
+
+
+def _calibrated(job: Job, config: SegmentConfig) -> tuple[Job, Calibration]:
+    """The job of a new output, cut into tiles as suits the hardware of a worker that will compute."""
+    if config.tile_px != "auto" and (config.tiles_at_once != "auto" or not job.use_gpu):
+        found = Calibration(config.tile_px, 1 if config.tiles_at_once == "auto" else config.tiles_at_once, {})
+    else:
+        task = ray.remote(num_cpus=job.threads, num_gpus=1 if job.use_gpu else 0)(calibrate_on_worker)
+        found = fetched(task.remote(job, config.precision, config.tile_px, config.tiles_at_once))
+    network, _, _ = decode(job.model)
+    layout = layout_for(job.volume.shape, found.tile_px, network, job.layout.voxel_size_nm)
+    return replace(job, layout=layout, tiles_at_once=found.tiles_at_once), found
 
 
 def _resolve(job: Job, config: SegmentConfig) -> tuple[SeamCertificate, str]:

@@ -35,13 +35,19 @@ def resolve_tile_px(asked: int | str, volume: Triple, network: NetworkConfig) ->
                 f"prediction made in one piece; with halo {halo} the nearest sides are {nearest}"
             )
         return asked
+    return min(tile_sides(volume, factor), key=lambda side: (computed_px(volume, side, halo), side))
+
+
+def tile_sides(volume: Triple, factor: int) -> range:
+    """Sides of a tile that a volume can be cut into: multiples of the pooling factor, none larger than it needs."""
+    largest = min(LARGEST_TILE_PX, -(-max(volume[1:]) // factor) * factor)
+    return range(factor, largest + 1, factor)
+
+
+def computed_px(volume: Triple, side: int, halo: int) -> int:
+    """Pixels that the network takes in for one section, halos and overhang included."""
     _, height, width = volume
-    largest = min(LARGEST_TILE_PX, -(-max(height, width) // factor) * factor)
-
-    def computed(side: int) -> int:
-        return -(-height // side) * -(-width // side) * (side + 2 * halo) ** 2
-
-    return min(range(factor, largest + 1, factor), key=lambda side: (computed(side), side))
+    return -(-height // side) * -(-width // side) * (side + 2 * halo) ** 2
 
 
 def layout_for(

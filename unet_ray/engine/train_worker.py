@@ -24,6 +24,7 @@ from unet_ray.geometry.receptive_field import halo_px, margin_px
 from unet_ray.network.ema import WeightAverage
 from unet_ray.network.loss import Loss
 from unet_ray.network.model_file import ModelMetadata, Normalisation, TrainingSection, decode, encode
+from unet_ray.network.out_of_memory import is_out_of_memory
 from unet_ray.network.predict import Predictor
 from unet_ray.network.schedule import Schedule
 from unet_ray.network.step import Batch, Precision, make_optimizer, make_scaler, train_step
@@ -65,7 +66,7 @@ def train_worker(given: dict[str, Any]) -> None:
     try:
         _Rank(plan, board, context.get_world_rank(), world_size).train()
     except Exception as error:
-        if _is_memory(error):
+        if is_out_of_memory(error):
             ray.get(board.fail.remote(UnetRayError(memory_advice(plan, " ".join(str(error).split())[:200]))))
         # A rank whose neighbour died gets a RuntimeError from the process group: that is worth another try.
         elif world_size == 1 or not isinstance(error, RuntimeError | OSError):
@@ -80,14 +81,6 @@ def memory_advice(plan: TrainPlan, found: str) -> str:
         f"training ran out of memory ({found}); lower --batch-size {settings.batch_size} or --base-channels "
         f"{plan.network.base_channels}, set --micro-batch below a worker's part of the batch, make a cache of "
         "smaller patches, or give a worker more memory"
-    )
-
-
-def _is_memory(error: Exception) -> bool:
-    # PyTorch's allocator on the CPU raises a plain RuntimeError.
-    said = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "not enough memory" in said)
     )
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,14 @@ class Objects(ABC):
 
         Raises:
             TargetError: the place cannot be written.
+        """
+
+    @abstractmethod
+    def put_new(self, key: str, data: bytes) -> bool:
+        """`put` where there is no object yet; of several who try at once, one succeeds.
+
+        Returns:
+            False where there is one: it stays as it is.
         """
 
     @abstractmethod
@@ -130,6 +138,18 @@ class LocalObjects(Objects):
 
     def put(self, key: str, data: bytes) -> None:
         """Temporary file, fsync, rename, fsync of the folder: whole or absent after a power cut."""
+        self._put(key, data, os.replace)
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        try:
+            self._put(key, data, _move_new)
+        except TargetError as error:
+            if isinstance(error.__cause__, FileExistsError) and self.size(key) is not None:
+                return False
+            raise
+        return True
+
+    def _put(self, key: str, data: bytes, move: Callable[[str, Path], None]) -> None:
         path = self.root / key
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,10 +160,9 @@ class LocalObjects(Objects):
                     file.flush()
                     os.fchmod(handle, 0o644)
                     os.fsync(handle)
-                os.replace(temporary, path)
-            except BaseException:
+                move(temporary, path)
+            finally:
                 Path(temporary).unlink(missing_ok=True)
-                raise
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)
@@ -209,6 +228,18 @@ class LocalObjects(Objects):
         return shutil.disk_usage(there).free
 
 
+def _move_new(temporary: str, path: Path) -> None:
+    """Unlike a rename, a hard link refuses a name that is there."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links; here two jobs that start in the same moment can miss each other
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(temporary, path)
+
+
 def _why_unwritable(root: Path, error: OSError) -> str:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
@@ -260,6 +291,17 @@ class RemoteObjects(Objects):
 
         with self._answering(TargetError, "written"):
             obstore.put(self._objects, key, data)
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        with self._answering(TargetError, "written"):
+            try:
+                obstore.put(self._objects, key, data, mode="create", use_multipart=False)
+            except (AlreadyExistsError, FileExistsError):
+                return False
+        return True
 
     def get(self, key: str) -> bytes | None:
         import obstore

@@ -24,6 +24,7 @@ from unet_ray.storage.shards import (
     put_array,
     put_encoded,
     put_group,
+    put_new_group,
     read_document,
     set_aside_damaged,
     shard_key,
@@ -122,11 +123,27 @@ class Segmentation(OwnedGroup):
             raise OutputMismatchError(f"output {self.path} was made with {', '.join(differing)}; {advice}")
         return stored
 
+    def claim(self, layout: SegmentationLayout, attributes: Mapping[str, Any]) -> None:
+        """`create` an output that is not there yet.
+
+        Raises:
+            OutputMismatchError: another job has created it in the meantime.
+        """
+        if not put_new_group(self.objects, "", self._root(layout, attributes)):
+            raise OutputMismatchError(
+                f"another job has just started output {self.path}; run the same command again to continue it, or choose "
+                "a new path"
+            )
+        self.create(layout, attributes)
+
+    def _root(self, layout: SegmentationLayout, attributes: Mapping[str, Any]) -> dict[str, Any]:
+        scales = [layout.scale(level) for level in layout.levels]
+        return {"ome": ome_image("membrane probability", scales, layout.voxel_size_nm), ATTRIBUTE: dict(attributes)}
+
     def create(self, layout: SegmentationLayout, attributes: Mapping[str, Any]) -> None:
         """Put all metadata; shards stay as they are. The root goes first and claims the place."""
         scales = [layout.scale(level) for level in layout.levels]
-        image = ome_image("membrane probability", scales, layout.voxel_size_nm)
-        put_group(self.objects, "", {"ome": image, ATTRIBUTE: dict(attributes)})
+        put_group(self.objects, "", self._root(layout, attributes))
         put_group(self.objects, LABELS, {"ome": {"version": VERSION, "labels": ["membrane"]}})
         label = ome_image("membrane", scales, layout.voxel_size_nm) | {
             "image-label": {

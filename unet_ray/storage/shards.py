@@ -81,9 +81,18 @@ def put_array(root: Objects, path: str, spec: ArraySpec, attributes: Mapping[str
 
 def put_group(root: Objects, path: str, attributes: Mapping[str, Any] | None = None) -> None:
     """Put the metadata of a group; what it holds stays as it is."""
+    root.put(*_group(path, attributes))
+
+
+def put_new_group(root: Objects, path: str, attributes: Mapping[str, Any] | None = None) -> bool:
+    """`put_group` where there is none yet; False where there is one."""
+    return root.put_new(*_group(path, attributes))
+
+
+def _group(path: str, attributes: Mapping[str, Any] | None) -> tuple[str, bytes]:
     objects: dict[str, Any] = {}
     zarr.create_group(MemoryStore(objects), attributes=dict(attributes or {}))
-    root.put(f"{path}/zarr.json" if path else "zarr.json", _in_memory(objects, "zarr.json"))
+    return f"{path}/zarr.json" if path else "zarr.json", _in_memory(objects, "zarr.json")
 
 
 def shard_key(path: str, position: Sequence[int]) -> str:
