@@ -234,3 +234,35 @@ def test_augmentation_survives_the_death_of_its_driver(
     expected = shards(tmp_path / "undisturbed")
     assert len(expected) == 3 * (total + 1)
     assert {k: s.digest for k, s in after.items()} == {k: s.digest for k, s in expected.items()}
+
+
+def test_two_jobs_on_one_output_do_no_harm(
+    tmp_path: Path,
+    start: Callable[..., Driver],
+    write_model: Callable[..., str],
+    write_zarr: Callable[..., str],
+    phantom_image: Callable[..., npt.NDArray[np.uint8]],
+    by_plain_loop: Callable[..., Any],
+    shards: Callable[..., dict[str, Any]],
+) -> None:
+    volume = write_zarr(tmp_path / "volume.zarr", phantom_image((6, 130, 150), 2))
+    model = write_model(tmp_path / "model", "default", base_channels=4)
+    out = tmp_path / "out.zarr"
+    flags = ["--volume", volume, "--model", model, "--output", str(out), "--tile-px", "32", "--precision", "float32"]
+    # On a new output: one claims it; the other continues it, or is told that it came in the same moment.
+    both = [start("segment", *flags, "--threads", threads, "--workers", "1") for threads in ("1", "2")]
+    ends = [driver.process.wait(240) for driver in both]
+    said = [driver.said.read_text() for driver in both]
+    assert 0 in ends, said
+    for end, words in zip(ends, said, strict=True):
+        assert end == 0 or (end == 2 and "another job has just started output" in words), words
+    # On one that is begun: both do what is missing, and write the same.
+    for shard in list((out / "0" / "c").glob("*/*/[0-9]"))[::2]:
+        shard.unlink()
+    both = [start("segment", *flags, "--workers", "1") for _ in range(2)]
+    assert [driver.process.wait(240) for driver in both] == [0, 0], [driver.said.read_text() for driver in both]
+    by_plain_loop(volume, model, tmp_path / "plain", 32, 0.5)
+    expected = shards(tmp_path / "plain")
+    found = shards(out)
+    assert {key: found[key].digest for key in expected} == {key: shard.digest for key, shard in expected.items()}
+    assert not list(out.rglob(".put-*"))
