@@ -131,8 +131,8 @@ class Segmentation(OwnedGroup):
         """
         if not put_new_group(self.objects, "", self._root(layout, attributes)):
             raise OutputMismatchError(
-                f"another job has just started output {self.path}; run the same command again to continue it, or choose "
-                "a new path"
+                f"another job has just started output {self.path}; run the same command again to continue it, or "
+                "choose a new path"
             )
         self.create(layout, attributes)
 
