@@ -31,9 +31,9 @@ def grid_of(blocks: int, side: int) -> BlockGrid:
 
 
 def make_volume(path: str, grid: BlockGrid) -> None:
-    """A volume of noise for the grid, in chunks of a layer of blocks and 512 pixels."""
+    """A volume of noise for the grid, in chunks of a layer of blocks and 64 pixels, which cost little to decode."""
     shape = grid.tiles.volume
-    chunks = (grid.shard[0], min(512, shape[1]), min(512, shape[2]))
+    chunks = (grid.shard[0], min(64, shape[1]), min(64, shape[2]))
     array = zarr.create_array(Path(path), shape=shape, chunks=chunks, dtype="uint8")
     rng = np.random.default_rng(0)
     for z in range(0, shape[0], grid.shard[0]):
