@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ray import cloudpickle
 
 from unet_ray.engine.blocks import STAGES as STAGES_OF_ROWS
-from unet_ray.engine.blocks import TRIES, run_blocks, work_through
+from unet_ray.engine.blocks import TRIES, Outcome, run_blocks, work_through
 from unet_ray.errors import VolumeError
 from unet_ray.geometry.block_set import BlockSet
 
@@ -248,3 +248,21 @@ def test_nothing_to_do_starts_nothing(tmp_path: Path, ray_actors: Callable[[], l
     outcome, _, rows = run(tmp_path, 5, done=range(5))
     assert (outcome.written, outcome.failures, rows) == (0, {}, [])
     assert ray_actors() == before
+
+
+class Telling(Counting):
+    """Counts what it computes."""
+
+    def counts(self, block: int) -> dict[str, int]:
+        assert block in self.written
+        return {"computed": self.calls["compute", block], "odd": block % 2}
+
+
+def test_counts_are_of_blocks_that_were_written() -> None:
+    worker = Telling({("encode", 1): 1, ("compute", 3): 9}, there=[0])
+    outcome, done = Outcome(), BlockSet(6, [5])
+    for row in work_through(worker, range(6)):
+        outcome.take(row, done)
+    assert list(outcome.failures) == [3]
+    # Block 0 was there, 5 had been counted before, 1 was computed twice.
+    assert outcome.counts == {"computed": 1 + 2 + 1, "odd": 1}

@@ -4,13 +4,15 @@ Numbers travel, voxels do not: an actor reads, computes and writes a block by
 itself and returns one small status row.
 """
 
+import json
 import os
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import ray
@@ -25,6 +27,8 @@ TRIES = 3
 STAGES = ("read", "compute", "compress", "write", "wait_for_read", "wait_for_write")
 # A hang ends the run instead of the night; no block takes this long.
 NO_PROGRESS_SECONDS = 600
+# One column of text, so that all rows have the same columns whatever a worker counts.
+NO_COUNTS = "{}"
 
 
 class BlockWorker(Protocol):
@@ -49,6 +53,14 @@ class BlockWorker(Protocol):
         """Put the output; returns the voxels or patches written."""
 
 
+@runtime_checkable
+class CountingWorker(Protocol):
+    """A worker that tells more of a block than its voxels or patches."""
+
+    def counts(self, block: int) -> Mapping[str, int]:
+        """What was counted while the block was computed, under the summary's names; asked once, after it is written."""
+
+
 @dataclass
 class Outcome:
     """What came of a run over blocks.
@@ -60,6 +72,7 @@ class Outcome:
         seconds: first block started to last block written.
         stage_seconds: by each of `STAGES`, seconds that all workers spent there.
         peak_worker_rss_bytes: largest memory of a worker.
+        counts: what workers counted in the blocks written; see `CountingWorker`.
     """
 
     written: int = 0
@@ -68,6 +81,7 @@ class Outcome:
     seconds: float = 0.0
     stage_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     peak_worker_rss_bytes: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
 
     def take(self, row: Mapping[str, Any], done: BlockSet) -> None:
         """Count a block's row, and add the block to ``done`` where it is."""
@@ -81,6 +95,7 @@ class Outcome:
             done.add(block)
             self.written += 1
             self.units += int(row["units"])
+            self.counts.update(json.loads(row["counts"]))
 
 
 class _Actor:
@@ -105,7 +120,7 @@ def work_through(worker: BlockWorker, blocks: Iterable[int]) -> Iterator[dict[st
     reported with its error; the others go on.
 
     Yields:
-        One row per block: block, ok, error, units, started, ended, seconds by `STAGES`, rss, pid.
+        One row per block: block, ok, error, units, counts (JSON), started, ended, seconds by `STAGES`, rss, pid.
     """
     numbers = list(blocks)
     # Blocks of a run are done in order: without the first one's record nobody was here before.
@@ -146,7 +161,7 @@ def _finish(
         (units, spent["compress"], spent["write"]), spent["wait_for_write"] = _timed(written.result)
     except Exception as error:
         return _alone(worker, block, started, error)
-    return _row(block, units=units, started=started, spent=spent)
+    return _row(block, units=units, started=started, spent=spent, counts=_counts(worker, block))
 
 
 def _alone(worker: BlockWorker, block: int, started: float, error: Exception) -> dict[str, Any]:
@@ -160,8 +175,12 @@ def _alone(worker: BlockWorker, block: int, started: float, error: Exception) ->
         except Exception as again:
             error = again
         else:
-            return _row(block, units=units, started=started, spent=spent)
+            return _row(block, units=units, started=started, spent=spent, counts=_counts(worker, block))
     return _row(block, units=0, started=started, error=_describe(error))
+
+
+def _counts(worker: BlockWorker, block: int) -> str:
+    return json.dumps(dict(worker.counts(block))) if isinstance(worker, CountingWorker) else NO_COUNTS
 
 
 def _describe(error: Exception) -> str:
@@ -182,7 +201,13 @@ def _timed(stage: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
 
 
 def _row(
-    block: int, *, units: int, started: float = 0.0, error: str = "", spent: Mapping[str, float] | None = None
+    block: int,
+    *,
+    units: int,
+    started: float = 0.0,
+    error: str = "",
+    spent: Mapping[str, float] | None = None,
+    counts: str = NO_COUNTS,
 ) -> dict[str, Any]:
     ended, spent = time.time(), spent or {}
     return {
@@ -190,6 +215,7 @@ def _row(
         "ok": not error,
         "error": error,
         "units": units,
+        "counts": counts,
         "started": started or ended,
         "ended": ended,
         **{stage: spent.get(stage, 0.0) for stage in STAGES},
