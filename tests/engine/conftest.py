@@ -154,23 +154,27 @@ def ray_actors() -> Callable[[], list[int]]:
 
 @pytest.fixture(scope="session")
 def by_plain_loop() -> Callable[..., Any]:
-    """by_plain_loop(volume, model, output, tile_px, threshold, intensity): a segmentation made without Ray; its job."""
+    """by_plain_loop(volume, model, output, tile_px, threshold, ...): a segmentation made without Ray; its job."""
     from unet_ray.engine.segment_plan import layout_for
     from unet_ray.engine.segment_worker import Job, SegmentWorker
     from unet_ray.network.model_file import decode
     from unet_ray.network.predict import Tta
     from unet_ray.numerics.intensity import IntensityMap
+    from unet_ray.storage.mask_volume import open_mask
     from unet_ray.storage.segmentation import Segmentation
     from unet_ray.storage.volume import open_volume
 
     def make(
         volume: str, model: str, output: Path, tile_px: int, threshold: float, intensity: IntensityMap | None = None,
-        tta: Tta = "none",
+        tta: Tta = "none", mask: str | None = None,
     ) -> Job:  # fmt: skip
         opened, data = open_volume(volume), Path(model).read_bytes()
         layout = layout_for(opened.shape, tile_px, decode(data)[0], None)
         grey = intensity or IntensityMap.identity()
-        job = Job(opened, data, grey, Segmentation(str(output)), layout, threshold, threads=1, use_gpu=False, tta=tta)
+        job = Job(
+            opened, data, grey, Segmentation(str(output)), layout, threshold, threads=1, use_gpu=False, tta=tta,
+            mask=open_mask(mask, opened) if mask else None,
+        )  # fmt: skip
         job.output.create(layout, {"made_with": {}})
         worker = SegmentWorker(job, "float32")
         for block in range(layout.blocks.num_blocks):

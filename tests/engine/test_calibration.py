@@ -18,7 +18,7 @@ from unet_ray.config.network import network_config
 from unet_ray.engine import calibration
 from unet_ray.engine.calibration import calibrate, choose
 from unet_ray.engine.segment_plan import computed_px, layout_for, resolve_tile_px, tile_sides
-from unet_ray.engine.segment_worker import Job, SegmentWorker, batched
+from unet_ray.engine.segment_worker import Job, SegmentWorker
 from unet_ray.errors import UnetRayError
 from unet_ray.geometry.tiles import BlockGrid
 from unet_ray.numerics.intensity import IntensityMap
@@ -125,11 +125,6 @@ def test_a_pass_that_does_not_fit_into_memory_is_left_out(monkeypatch: pytest.Mo
         calibrate(lambda _: (_ for _ in ()).throw(ValueError("shapes")), (5, 700, 700), NETWORK, "cuda")
 
 
-def test_batches_hold_every_number_once() -> None:
-    assert list(batched(range(5), 2)) == [[0, 1], [2, 3], [4]]
-    assert list(batched([], 3)) == []
-
-
 @pytest.fixture
 def job(
     tmp_path: Path,
@@ -187,6 +182,7 @@ def test_a_pass_without_memory_is_halved_and_said(job: Job, capfd: pytest.Captur
     assert sizes[:3] == [8, 4, 2]
     assert max(sizes[2:]) == 2
     assert "from now on 2 tiles at once" in capfd.readouterr().err
+    assert worker.counts(0)["passes_halved"] == 2
 
 
 def test_no_memory_for_one_tile_says_what_to_change(job: Job) -> None:
@@ -209,8 +205,10 @@ from unet_ray.network.predict import Predictor
 from unet_ray.network.unet import new_network
 
 network = network_config("default", base_channels=8, depth=2)
+class Cut:
+    tiles_at_once = 64
 worker = SegmentWorker.__new__(SegmentWorker)
-worker.most = 64
+worker.most, worker.halved, worker.job = 64, 0, Cut
 worker.__dict__["predictor"] = Predictor(network, new_network(network, 0).state_dict())
 windows = np.random.default_rng(0).integers(0, 256, (64, 1, 128, 128), np.uint8)
 one = worker.predictor(windows[:1])

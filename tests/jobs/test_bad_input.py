@@ -123,6 +123,17 @@ def test_segment(segment: Job, stack: Stack, model_file: Path, tmp_path: Path) -
     refused("cannot be written", output=tmp_path / "file")
     refused("zarr but not a segmentation", output=tmp_path / "other.zarr")
     refused("threshold", "less than 1", flags=("--threshold", "1.5"))
+    refused("cannot find", "no.tif", flags=("--mask", f"{tmp_path}/no.tif"))
+    (tmp_path / "notes.tif").write_text("no image at all")
+    refused("is not an image", "notes.tif", flags=("--mask", f"{tmp_path}/notes.tif"))
+    for name, shape, *words in (
+        ("larger.tif", (3, 64, 73), "no whole factor makes 73 of 72 voxels along x"),
+        ("odd.tif", (3, 50, 72), "no whole factor makes 50 of 64 voxels along y"),
+        ("short.tif", (4, 64, 72), "no whole factor makes 4 of 3 voxels along z"),
+        ("coarse.tif", (3, 64, 8), "along x", "a factor of 9 as well as of 10"),
+    ):
+        mask = stack(name, np.ones(shape, np.uint8))
+        refused(name, str(shape), "(3, 64, 72)", *words, flags=("--mask", str(mask)))
     assert not (tmp_path / "o.zarr").exists()
     assert (tmp_path / "file").read_text() == "x"
 
@@ -166,6 +177,7 @@ def test_pipeline(call_job: Job, stack: Stack, labels: Path, tmp_path: Path) -> 
     config.write_text("train:\n  epochs: many\n")
     refused("epochs", "many")
     config.write_text("{}\n")
+    refused("--mask is for --volume", "give --volume", flags=("--mask", labels))
     refused("--images and --labels go together", flags=("--images", labels))
     refused("no sections are set apart", flags=("--images", stack("i.tif"), "--labels", labels))
     assert_refused(call_job("pipeline", "--config", tmp_path / "no.yaml"), "pipeline", "cannot be read")

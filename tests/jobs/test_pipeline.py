@@ -1,5 +1,6 @@
 """The whole path as a user takes it: one command, a small phantom, and the same command again."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -85,3 +86,25 @@ def test_end_to_end(config: Path, tmp_path: Path, run_job: Callable[..., Any]) -
     assert repeated["evaluate"]["v_rand"] == summary["evaluate"]["v_rand"]
     assert {path: path.stat().st_mtime_ns for path in run.rglob("c/**/*") if path.is_file()} == before
     assert repeated["seconds"] < summary["seconds"]
+
+
+def test_a_mask_is_for_the_volume_alone(
+    call_job: Callable[..., Any], stack: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unet_ray.engine import pipeline
+
+    given: list[Any] = []
+    monkeypatch.setattr(pipeline, "cluster", contextlib.nullcontext)
+    for stage in ("augment", "train", "segment", "evaluate"):
+
+        def note(config: Any) -> dict[str, str]:
+            given.append(config)
+            return {"status": "complete", "model": "m"}
+
+        monkeypatch.setattr(pipeline, stage, note)
+    labelled, volume, mask = str(stack("labelled.tif")), "volume.tif", "mask.tif"
+    flags = ["--images", labelled, "--labels", labelled, "--volume", volume, "--mask", mask, "--score-sections", "1"]
+    assert call_job("pipeline", *flags, "--output", tmp_path / "p").code == 0
+    assert [(config.volume, config.mask) for config in given if hasattr(config, "mask")] == [
+        (labelled, None), (volume, mask),
+    ]  # fmt: skip

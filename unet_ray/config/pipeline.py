@@ -40,6 +40,8 @@ class PipelineConfig(Config):
     """Its labels."""
     volume: str | None = None
     """Volume to segment; None: the labelled stack itself."""
+    mask: str | None = None
+    """Volume that is above 0 where to segment --volume; see the segment job. The labelled stack is segmented whole."""
     score_sections: tuple[str, ...] = ()
     """Sections of the labelled stack to score; none: the excluded sections, else the validation sections."""
     workers: Annotated[int, Field(ge=1)] | None = None

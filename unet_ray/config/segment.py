@@ -35,6 +35,8 @@ class SegmentConfig(SegmentSettings):
     """Model file that the train job wrote (model.safetensors)."""
     output: str
     """OME-Zarr image to write (P.zarr), a path or URL: membrane probability, and the mask as label image."""
+    mask: str | None = None
+    """Volume that is above 0 where to segment, such as to leave out empty resin: of the volume's shape, or of that divided by a whole factor per axis and rounded up. Outside, probability and mask are 0."""
     sections: tuple[str, ...] = ()
     """Sections to segment: numbers, A:B or A:B:STEP; none: all. A larger choice later continues the same output."""
     roi: str | None = None

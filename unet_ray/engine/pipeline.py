@@ -35,6 +35,8 @@ def pipeline(config: PipelineConfig) -> Summary:
         raise ConfigError(
             "--augment.label-kind classes has no membrane that the pipeline could score; run augment and train alone"
         )
+    if config.mask is not None and config.volume is None:
+        raise ConfigError("--mask is for --volume, and the labelled stack is segmented whole; give --volume as well")
     output = config.output.rstrip("/")
     scored = config.score_sections or config.augment.exclude_sections or config.augment.validation_sections
     if not scored:
@@ -65,11 +67,13 @@ def pipeline(config: PipelineConfig) -> Summary:
             )
         )  # fmt: skip
 
-        def segment_to(volume: str, path: str, sections: tuple[str, ...], tiff: str | None) -> Summary:
+        def segment_to(
+            volume: str, path: str, sections: tuple[str, ...], tiff: str | None, mask: str | None = None
+        ) -> Summary:
             return segment(
                 SegmentConfig(
                     **dict(config.segment), volume=volume, model=trained["model"], output=path, sections=sections,
-                    tiff=tiff, workers=config.workers, use_gpu=config.use_gpu, overwrite=config.overwrite,
+                    tiff=tiff, mask=mask, workers=config.workers, use_gpu=config.use_gpu, overwrite=config.overwrite,
                 )
             )  # fmt: skip
 
@@ -81,7 +85,7 @@ def pipeline(config: PipelineConfig) -> Summary:
             # Of the labelled stack only the sections that are scored or choose the threshold.
             prediction = f"{output}/scored.zarr"
             segment_to(images, prediction, (*scored, *fixing), None)
-            segmented = segment_to(config.volume, segmentation, (), config.tiff)
+            segmented = segment_to(config.volume, segmentation, (), config.tiff, config.mask)
         evaluated = evaluate(
             EvaluateConfig(
                 prediction=prediction, labels=labels, label_kind=config.augment.label_kind, sections=scored,

@@ -31,12 +31,14 @@ from unet_ray.geometry.box import Box, triple
 from unet_ray.network.model_file import decode
 from unet_ray.report.progress import Progress
 from unet_ray.storage.fingerprint import digest
+from unet_ray.storage.mask_volume import open_mask
 from unet_ray.storage.segmentation import FORMAT_VERSION, MASK, Segmentation, SegmentationLayout
 from unet_ray.storage.tiff import Kind, write_tiff
 from unet_ray.storage.volume import Volume, open_volume
 
 MOST_THREADS = 4
 NAMED_FAILURES = 8
+COUNTED = ("blocks_masked", "tiles", "tiles_masked", "tiles_constant", "passes_halved")
 
 
 def segment(config: SegmentConfig) -> Summary:
@@ -51,6 +53,7 @@ def segment(config: SegmentConfig) -> Summary:
     """
     began = time.time()
     volume = open_volume(config.volume)
+    mask = None if config.mask is None else open_mask(config.mask, volume)
     region = parse_roi(config.roi, volume.shape, "--roi")
     named = parse_sections(config.sections, volume.shape[0], "--sections") or range(volume.shape[0])
     sections = tuple(z for z in named if region.start[0] <= z < region.stop[0])
@@ -74,9 +77,11 @@ def segment(config: SegmentConfig) -> Summary:
         "intensity": intensity.model_dump(),
         "tta": config.tta,
         **{key: value for key in ("tile_px", "precision") if (value := getattr(config, key)) != "auto"},
+        # Only where there is one, so that outputs from before masks were known go on.
+        **({} if mask is None else {"mask": mask.identity()}),
     }
     expected = asked.keys() - ({"volume"} if config.accept_changed_volume else set())
-    stored = None if config.overwrite else output.refuse_other({key: asked[key] for key in expected})
+    stored = None if config.overwrite else output.refuse_other({"mask": None} | {key: asked[key] for key in expected})
     side = config.tile_px if stored is None else stored["made_with"]["tile_px"]
     tile_px = resolve_tile_px(side, volume.shape, network)
     factors = None if stored is None else tuple(triple(factor) for factor in stored["pyramid"])
@@ -85,6 +90,7 @@ def segment(config: SegmentConfig) -> Summary:
     job = Job(
         volume, model, intensity, output, layout, config.threshold, threads=1, use_gpu=config.use_gpu, tta=config.tta,
         tiles_at_once=1 if stored is None else stored.get("tiles_at_once", 1),
+        mask=mask,
     )  # fmt: skip
     if config.dry_run:
         return _dry_run(config, job, stored, sections, region) | {"seconds": round(time.time() - began, 2)}
@@ -159,6 +165,7 @@ def segment(config: SegmentConfig) -> Summary:
         "blocks_written": outcome.written,
         "blocks_skipped": skipped,
         "blocks_failed": len(failed),
+        **{name: outcome.counts[name] for name in COUNTED},
         "pyramid_levels": len(layout.levels),
         "pyramid_blocks_written": sum(o.written for o in above.values()),
         **({"bottleneck": bottleneck(outcome, workers)} if outcome.written else {}),

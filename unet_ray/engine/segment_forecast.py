@@ -2,13 +2,14 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
 from unet_ray.engine.cluster import fetched
+from unet_ray.engine.mask_survey import some_of, survey
 from unet_ray.engine.process_memory import peak_rss_bytes
 from unet_ray.engine.segment_worker import Job, SegmentWorker
 from unet_ray.network.predict import Precision
@@ -24,14 +25,16 @@ class Measured:
     """What some blocks took on one worker.
 
     Attributes:
-        tiles: that were computed.
-        voxels: of the blocks.
+        blocks: that ``tiles`` and ``seconds`` are of.
+        tiles: that were computed; none of those outside the mask.
+        voxels: of all blocks, the first one included.
         bytes: of their shards.
         seconds: by the slowest of reading, computing and compressing, which go on side by side.
         startup_seconds: until the first block was read and computed, less what it takes later.
         worker_rss_bytes: memory of the worker.
     """
 
+    blocks: int
     tiles: int
     voxels: int
     bytes: int
@@ -59,9 +62,11 @@ def measure(job: Job, precision: Precision, blocks: Sequence[int]) -> Measured:
             break
     first = 1 if len(spent) > 1 else 0
     seconds = max(sum(stage) for stage in zip(*spent[first:], strict=True))
-    tiles = sum(sum(1 for _ in grid.tiles_of(block)) for block in blocks[first : len(spent)])
+    counts = [worker.counts(block) for block in blocks[first : len(spent)]]
+    tiles = sum(count["tiles"] - count["tiles_masked"] for count in counts)
     usual = seconds / (len(spent) - first)
     return Measured(
+        blocks=len(counts),
         tiles=tiles,
         voxels=sum(grid.write_box(block).voxels for block in blocks[: len(spent)]),
         bytes=sum(sizes),
@@ -95,29 +100,53 @@ def forecast(
 
     Returns:
         ``forecast_seconds`` (of the blocks; the job's own start is not in it), ``forecast_bytes``,
-        ``forecast_worker_rss_bytes`` and ``forecast_cost``; a line on stderr says the same.
+        ``forecast_worker_rss_bytes`` and ``forecast_cost``; a line on stderr says the same. With a mask,
+        ``forecast_tiles_masked`` as well: of a large output told from some of its blocks, as all the rest is.
     """
-    task = ray.remote(num_cpus=job.threads, num_gpus=1 if job.use_gpu else 0)(measure)
-    found: Measured = fetched(task.remote(job, precision, spread(todo)))
     grid = job.layout.blocks
     tiles = sum(sum(1 for _ in grid.tiles_of(block)) for block in todo)
     voxels = sum(grid.write_box(block).voxels for block in todo)
-    seconds = found.startup_seconds + tiles / found.tiles * found.seconds / min(workers, len(todo))
-    size = round(found.bytes / found.voxels * voxels * _with_levels(job.layout))
+    seconds, size, rss, masked = 0.0, 0.0, 0, 0
+    inside, shares = todo, (1.0, 1.0)
+    if job.mask is not None:
+        looked_at = _on_worker(job, survey, job.mask, grid, some_of(todo))
+        inside, shares = looked_at.inside, (looked_at.block_share, looked_at.tile_share)
+        masked = round(tiles * (1 - shares[1]))
+        if looked_at.outside:
+            found = _on_worker(job, measure, job, precision, spread(looked_at.outside))
+            seconds += len(todo) * (1 - shares[0]) / found.blocks * found.seconds / min(workers, len(todo))
+            size += found.bytes / found.voxels * voxels * (1 - shares[0])
+            rss = found.worker_rss_bytes
+    if inside:
+        found = _on_worker(job, measure, job, precision, spread(inside))
+        seconds += found.startup_seconds
+        seconds += tiles * shares[1] / found.tiles * found.seconds / min(workers, len(todo))
+        size += found.bytes / found.voxels * voxels * shares[0]
+        rss = max(rss, found.worker_rss_bytes)
+    size = round(size * _with_levels(job.layout))
     nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
     cost = None if price_per_node_hour is None else round(price_per_node_hour * nodes * seconds / 3600, 2)
+    left_out = "" if job.mask is None else f"; {masked} of {tiles} tiles are outside the mask"
+    priced = "" if cost is None else f"; {cost:,.2f} at {price_per_node_hour:g} per node and hour"
     print(
         f"segment: forecast: {duration(seconds)} for {voxels / 1e6:,.1f} Mvox on {workers} workers, "
-        f"{number(voxels / seconds / 1e6)} Mvox/s; {size / 1e6:,.1f} MB; {found.worker_rss_bytes / 1e9:.2f} GB of "
-        f"memory per worker{'' if cost is None else f'; {cost:,.2f} at {price_per_node_hour:g} per node and hour'}",
+        f"{number(voxels / seconds / 1e6)} Mvox/s; {size / 1e6:,.1f} MB; {rss / 1e9:.2f} GB of "
+        f"memory per worker{left_out}{priced}",
         file=sys.stderr,
     )
     return {
         "forecast_seconds": round(seconds, 1),
         "forecast_bytes": size,
-        "forecast_worker_rss_bytes": found.worker_rss_bytes,
+        "forecast_worker_rss_bytes": rss,
         "forecast_cost": cost,
+        **({} if job.mask is None else {"forecast_tiles_masked": masked}),
     }
+
+
+def _on_worker(job: Job, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns on a worker of the kind that will compute."""
+    task = ray.remote(num_cpus=job.threads, num_gpus=1 if job.use_gpu else 0)(function)
+    return fetched(task.remote(*arguments))
 
 
 def _with_levels(layout: SegmentationLayout) -> float:

@@ -3,7 +3,7 @@
 from unet_ray.config.base import VoxelSize
 from unet_ray.config.network import NetworkConfig, layers
 from unet_ray.errors import TileGridError
-from unet_ray.geometry.box import Box, Triple
+from unet_ray.geometry.box import Box, Triple, triple
 from unet_ray.geometry.receptive_field import halo_px, pooling_factor
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.storage.segmentation import SegmentationLayout
@@ -99,16 +99,18 @@ def pyramid_factors(volume: Triple, voxel_size_nm: VoxelSize | None) -> tuple[Tr
     return tuple(factors)
 
 
-def probe_box(tiles: TileGrid, factor: int) -> Box:
-    """A region about the tile corner that is nearest to the volume's centre.
+def probe_box(tiles: TileGrid, factor: int, near: Triple | None = None) -> Box:
+    """A region about the tile corner that is nearest to the volume's centre, or to a voxel ``near``.
 
     Its start and stop lie on the pooling grid, so that the network takes it in one piece; it may overhang the
-    volume. Where a section is one tile, it lies about the section's centre.
+    volume. Where a section is one tile, it lies about the section's centre, or about ``near``.
     """
-    start, stop = [tiles.volume[0] // 2], [tiles.volume[0] // 2 + 1]
+    place = near or triple([side // 2 for side in tiles.volume])
+    start, stop = [place[0]], [place[0] + 1]
     probe_px = max(PROBE_PX, 2 * factor)  # or a deep network's box would end where the next tile begins
-    for side, tile, count in zip(tiles.volume[1:], tiles.tile[1:], tiles.counts[1:], strict=True):
-        corner = max(1, round(count / 2)) * tile if count > 1 else side // 2
+    for at, side, tile, count in zip(place[1:], tiles.volume[1:], tiles.tile[1:], tiles.counts[1:], strict=True):
+        nearest = round(count / 2) if near is None else min(round(at / tile), count - 1)
+        corner = max(1, nearest) * tile if count > 1 else at
         first = max(0, (corner - probe_px // 2) // factor * factor)
         start.append(first)
         stop.append(min(-(-side // factor) * factor, first + probe_px))

@@ -1,10 +1,10 @@
 """What an actor of a segmentation does: read a block, predict its tiles, write it; and the probe before."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,10 @@ import ray
 import torch
 
 from unet_ray.config.network import layers
+from unet_ray.engine.block_input import BlockInput
 from unet_ray.engine.calibration import Calibration, calibrate
+from unet_ray.engine.constant_windows import ConstantWindows, is_constant
+from unet_ray.engine.mask_survey import place_inside
 from unet_ray.engine.process_memory import keep_freed_memory
 from unet_ray.engine.seam_probe import SeamCertificate, probe
 from unet_ray.engine.segment_plan import probe_box
@@ -24,6 +27,7 @@ from unet_ray.network.model_file import decode
 from unet_ray.network.out_of_memory import is_out_of_memory
 from unet_ray.network.predict import Precision, Predictor, Tta, hardware_precision
 from unet_ray.numerics.intensity import IntensityMap
+from unet_ray.storage.mask_volume import MaskVolume
 from unet_ray.storage.segmentation import Segmentation, SegmentationLayout
 from unet_ray.storage.shards import Encoded
 from unet_ray.storage.volume import Volume
@@ -43,6 +47,7 @@ class Job:
     use_gpu: bool
     tta: Tta = "none"
     tiles_at_once: int = 1
+    mask: MaskVolume | None = None
 
     @property
     def crop(self) -> int:
@@ -67,7 +72,9 @@ class SegmentWorker:
 
     def __init__(self, job: Job, precision: Precision) -> None:
         self.job, self.precision, self.crop = job, precision, job.crop
-        self.most = job.tiles_at_once
+        self.most, self.halved = job.tiles_at_once, 0
+        self._constant = ConstantWindows()
+        self._counts: dict[int, Counter[str]] = {}
 
     @classmethod
     def in_actor(cls, job: "ray.ObjectRef[Job]", precision: Precision) -> "SegmentWorker":
@@ -83,46 +90,87 @@ class SegmentWorker:
         """Whether the block's record is there."""
         return self.job.output.is_done(self.job.layout.blocks, block)
 
-    def read(self, block: int) -> npt.NDArray[np.uint8]:
-        """Grey values of all that the block's tiles read."""
+    def read(self, block: int) -> BlockInput:
+        """Grey values of all that the block's tiles read, and which of its voxels are segmented."""
         blocks = self.job.layout.blocks
-        return self.job.read(blocks.shard_box(block).grow(blocks.tiles.halo))
+        inside = None if self.job.mask is None else self.job.mask.inside(blocks.write_box(block))
+        if inside is not None and not inside.any():
+            return BlockInput(np.empty((0, 0, 0), np.uint8), inside)
+        return BlockInput(self.job.read(blocks.shard_box(block).grow(blocks.tiles.halo)), inside)
 
-    def compute(self, block: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """Membrane probability of the block, 0..255 = 0..1, clipped to the volume."""
+    def compute(self, block: int, data: BlockInput) -> npt.NDArray[np.uint8]:
+        """Membrane probability of the block, 0..255 = 0..1, clipped to the volume; 0 outside the mask."""
         blocks = self.job.layout.blocks
         whole = blocks.write_box(block)
         origin = blocks.shard_box(block).grow(blocks.tiles.halo).start
-        found = np.empty(whole.shape, np.uint8)
-        for tiles in batched(blocks.tiles_of(block), self.job.tiles_at_once):
-            windows = [data[blocks.tiles.read_box(tile).relative_to(origin).slices] for tile in tiles]
-            # A short batch is filled up: passes of one shape give the same bits.
-            windows += windows[:1] * (self.job.tiles_at_once - len(tiles))
-            for tile, probability in zip(tiles, self._predict(np.stack(windows)), strict=False):
-                write = blocks.tiles.write_box(tile)
-                _, height, width = write.shape
-                inside = probability[self.crop : self.crop + height, self.crop : self.crop + width]
-                found[write.relative_to(whole.start).slices] = np.rint(inside * 255)
+        found = np.zeros(whole.shape, np.uint8)
+        counts = self._counts[block] = Counter(tiles=0, tiles_masked=0, tiles_constant=0)
+
+        def put(tile: int, probability: npt.NDArray[np.float32]) -> None:
+            write = blocks.tiles.write_box(tile)
+            _, height, width = write.shape
+            inside = probability[self.crop : self.crop + height, self.crop : self.crop + width]
+            found[write.relative_to(whole.start).slices] = np.rint(inside * 255)
+
+        waiting: list[tuple[int, npt.NDArray[np.uint8]]] = []
+
+        def put_waiting() -> None:
+            for (tile, _), probability in zip(waiting, self._predict([w for _, w in waiting]), strict=True):
+                put(tile, probability)
+            waiting.clear()
+
+        for tile in blocks.tiles_of(block):
+            counts["tiles"] += 1
+            if not data.has_any(blocks.tiles.write_box(tile).relative_to(whole.start)):
+                counts["tiles_masked"] += 1
+                continue
+            window = data.grey[blocks.tiles.read_box(tile).relative_to(origin).slices]
+            if is_constant(window):
+                counts["tiles_constant"] += 1
+                probability = self._constant.known(window)
+                if probability is None:
+                    probability = self._predict([window])[0]
+                    self._constant.keep(window, probability)
+                put(tile, probability)
+                continue
+            waiting.append((tile, window))
+            if len(waiting) == self.job.tiles_at_once:
+                put_waiting()
+        put_waiting()
+        data.clear_outside(found)
+        counts["blocks_masked"] = int(counts["tiles_masked"] == counts["tiles"])
+        counts["passes_halved"], self.halved = self.halved, 0
         return found
 
-    def _predict(self, windows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Probability of windows; in halves, from then on, where they do not fit into memory together.
+    def counts(self, block: int) -> Counter[str]:
+        """Tiles of the block: all, those with nothing inside the mask, those of one grey value; whether all are out.
+
+        And how often memory ran out, so that fewer tiles go through the network at once since.
+        """
+        return self._counts.pop(block)
+
+    def _predict(self, windows: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """Probability of each window; in halves, from then on, where they do not fit into memory together.
 
         Raises:
             UnetRayError: not even one fits.
         """
+        if len(windows) == 0:
+            return np.empty((0, 0, 0), np.float32)
+        # A short pass is filled up: passes of one shape give the same bits.
+        filled = np.stack([*windows, *[windows[0]] * (self.job.tiles_at_once - len(windows))])
         while True:
             try:
-                parts = [self.predictor(part) for part in np.split(windows, range(self.most, len(windows), self.most))]
+                parts = [self.predictor(part) for part in np.split(filled, range(self.most, len(filled), self.most))]
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
                 if self.most == 1:
                     raise UnetRayError(_memory_advice(self.job, error)) from error
             else:
-                return parts[0] if len(parts) == 1 else np.concatenate(parts)
+                return np.concatenate(parts)[: len(windows)]
             # Outside of the except clause, whose traceback keeps the pass's tensors alive.
-            self.most = -(-self.most // 2)
+            self.most, self.halved = -(-self.most // 2), self.halved + 1
             print(f"segment: out of memory; from now on {self.most} tiles at once", file=sys.stderr)
 
     def encode(self, block: int, result: npt.NDArray[np.uint8]) -> Encoded:
@@ -133,13 +181,6 @@ class SegmentWorker:
         """Put them; returns the block's voxels."""
         self.job.output.put(encoded)
         return self.job.layout.blocks.write_box(block).voxels
-
-
-def batched(numbers: Iterable[int], size: int) -> Iterator[list[int]]:
-    """Lists of ``size`` numbers, the last one perhaps shorter (`itertools.batched` of Python 3.12)."""
-    left = iter(numbers)
-    while some := list(islice(left, size)):
-        yield some
 
 
 def _memory_advice(job: Job, error: BaseException) -> str:
@@ -176,7 +217,9 @@ def probe_on_worker(job: Job, asked: str) -> tuple[SeamCertificate, str]:
         return predictors[precision](np.ascontiguousarray(window))
 
     tiles = job.layout.blocks.tiles
-    box = probe_box(tiles, pooling_factor(layers(decode(job.model)[0])))
+    # What is outside the mask is not used, need not be readable, and may be too blank to tell anything.
+    near = None if job.mask is None else place_inside(job.mask, job.layout.blocks)
+    box = probe_box(tiles, pooling_factor(layers(decode(job.model)[0])), near)
     certificate = probe(
         predict, job.read, tiles, box, crop=job.crop, threshold=job.threshold, precision=wanted,
         may_fall_back=asked == "auto",

@@ -120,6 +120,8 @@ class Segmentation(OwnedGroup):
             advice = "choose a new path or pass --overwrite"
             if all(phrase.startswith("volume.") for phrase in differing):
                 advice = f"{advice}, or --accept-changed-volume where the volume was only mended"
+            if any(phrase.split(maxsplit=1)[0].split(".")[0] == "mask" for phrase in differing):
+                advice = f"{advice}, or give the --mask that it was begun with, if any"
             raise OutputMismatchError(f"output {self.path} was made with {', '.join(differing)}; {advice}")
         return stored
 
