@@ -47,6 +47,38 @@ def test_round_trip(tmp_path, kind, bigtiff, shape):
     np.testing.assert_array_equal(volume.read(Box.of_shape(shape)), expected(kind, stack))
 
 
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("shape", [(3, 3, 300, 530), (1, 4, 20, 10), (5, 2, 257, 1)])
+def test_channels_of_a_section_follow_each_other(tmp_path, shape, bigtiff):
+    """Each voxel holds its own place, so that sections taken for channels show."""
+    sections, channels, height, width = shape
+    stack = (np.arange(np.prod(shape)) % 251).astype(np.uint8).reshape(shape)
+    path = str(tmp_path / "a.tif")
+    write_tiff(
+        path,
+        lambda page, start, stop: stack[page // channels, page % channels, start:stop],
+        shape=(sections, height, width),
+        kind="probability",
+        channels=channels,
+        voxel_size_nm=(50, 4, 4.5),
+        bigtiff=bigtiff,
+    )
+    with tifffile.TiffFile(path) as tif:
+        assert (tif.is_ome, tif.is_bigtiff, len(tif.series)) == (True, bigtiff, 1)
+        image = tifffile.xml2dict(tif.ome_metadata)["OME"]["Image"]["Pixels"]
+        found = tif.asarray().reshape(shape)
+    assert (image["SizeZ"], image["SizeC"], image["DimensionOrder"]) == (sections, channels, "XYCZT")
+    assert [channel["Name"] for channel in image["Channel"]] == [f"class {c}" for c in range(channels)]
+    assert (image["PhysicalSizeZ"], image["PhysicalSizeX"]) == (50, 4.5)
+    np.testing.assert_array_equal(found, stack)
+
+
+def test_class_indices_are_written_as_they_are(tmp_path):
+    stack = probability() % 7
+    write_tiff(str(tmp_path / "a.tif"), rows_of(stack), shape=SHAPE, kind="classes")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "a.tif"), stack)
+
+
 @pytest.mark.parametrize("kind", ["mask", "challenge"])
 def test_a_width_of_one(tmp_path, kind):
     """What is written: tifffile takes (z, y, 1) for (z, y) sections with one sample unless told otherwise."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from unet_ray.errors import TargetError
 
 TILE_PX = 256
-Kind = Literal["mask", "probability", "challenge"]
+Kind = Literal["mask", "classes", "probability", "challenge"]
 
 # Offsets of a classic TIFF end at 4 GiB; the margin is for directories and metadata.
 _CLASSIC_BYTES = 2**32 - 2**25
@@ -29,13 +29,14 @@ def write_tiff(
     *,
     shape: tuple[int, int, int],
     kind: Kind,
+    channels: int = 1,
     voxel_size_nm: tuple[float, float, float] | None = None,
     bigtiff: bool | None = None,
     threads: int = 1,
 ) -> None:
-    """Writes a membrane mask or probability as one TIFF, a page per section.
+    """Writes a mask, class indices or probabilities as one TIFF, a page per section, or per section and channel.
 
-    ``mask`` and ``probability`` become OME-TIFFs of deflated 256-pixel tiles; Fiji opens
+    All but ``challenge`` become OME-TIFFs of deflated 256-pixel tiles; Fiji opens
     them through Bio-Formats, which it brings along, without a question where the name ends
     in ``.ome.tif`` (ImageJ 1 by itself reads neither tiles nor BigTIFF). ``challenge``
     becomes what the ISBI challenge took and ImageJ 1 opens: an uncompressed float stack
@@ -45,13 +46,15 @@ def write_tiff(
 
     Args:
         path: local file; one that exists is replaced, missing folders are made.
-        read_rows: ``read_rows(z, start, stop)`` gives rows start to stop - 1 of section z,
+        read_rows: ``read_rows(page, start, stop)`` gives rows start to stop - 1 of a page,
             as (rows, x): bool (True = membrane), uint8 (255 = membrane for certain; for a
             mask anything but 0) or floats from 0 to 1. Called once for each band of at most
-            256 rows, in order.
+            256 rows, in order. Pages are sections; of several channels, all of section 0, then
+            all of section 1, and so on.
         shape: (z, y, x) of the volume.
-        kind: ``mask``: uint8, 255 = membrane, else 0. ``probability``: uint8, 0..255 = 0..1.
-            ``challenge``: float32, 1 = cell, 0 = membrane.
+        kind: ``mask``: uint8, 255 = membrane, else 0. ``classes``: uint8, indices as they are.
+            ``probability``: uint8, 0..255 = 0..1. ``challenge``: float32, 1 = cell, 0 = membrane.
+        channels: of a section, such as one per class (axes ZCYX); ``challenge`` has one.
         voxel_size_nm: (z, y, x), stored as the file's calibration.
         bigtiff: None: where classic TIFF could become too small.
         threads: how many compress at once. About (threads + 2) bands are in memory.
@@ -71,18 +74,19 @@ def write_tiff(
     target = Path(path)
     if target.is_dir():
         raise TargetError(f"{path} is a folder; choose a file name in it, such as {target / 'mask.tif'}")
+    assert channels == 1 or kind != "challenge", channels
     dtype = np.dtype(np.float32 if kind == "challenge" else np.uint8)
     if bigtiff is None:
-        bigtiff = _most_bytes(shape, dtype) > _CLASSIC_BYTES
+        bigtiff = _most_bytes((shape[0] * channels, *shape[1:]), dtype) > _CLASSIC_BYTES
     temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    bands = _bands(read_rows, shape, kind)
+    bands = _bands(read_rows, (shape[0] * channels, *shape[1:]), kind)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             if kind == "challenge" and not bigtiff:
                 _write_imagej(file, bands, shape, voxel_size_nm)
             else:
-                _write_tiles(file, bands, shape, dtype, voxel_size_nm, bigtiff, threads)
+                _write_tiles(file, bands, shape, channels, dtype, voxel_size_nm, bigtiff, threads)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
@@ -100,19 +104,19 @@ def _bands(
     read_rows: Callable[[int, int, int], NDArray[Any]], shape: tuple[int, int, int], kind: Kind
 ) -> Iterator[NDArray[Any]]:
     """All rows of the file in order, in bands of a tile's height."""
-    sections, height, width = shape
-    for z in range(sections):
+    pages, height, width = shape
+    for page in range(pages):
         for start in range(0, height, TILE_PX):
             stop = min(start + TILE_PX, height)
-            rows = read_rows(z, start, stop)
-            assert rows.shape == (stop - start, width), (rows.shape, z, start, stop)
+            rows = read_rows(page, start, stop)
+            assert rows.shape == (stop - start, width), (rows.shape, page, start, stop)
             yield _convert(rows, kind)
 
 
 def _convert(rows: NDArray[Any], kind: Kind) -> NDArray[Any]:
     if kind == "mask":
         return np.where(rows != 0, np.uint8(255), np.uint8(0))
-    if rows.dtype == np.uint8 and kind == "probability":
+    if rows.dtype == np.uint8 and kind in ("classes", "probability"):
         return rows
     membrane = rows.astype(np.float32)
     if rows.dtype == np.uint8:
@@ -150,6 +154,7 @@ def _write_tiles(
     file: Any,
     bands: Iterator[NDArray[Any]],
     shape: tuple[int, int, int],
+    channels: int,
     dtype: np.dtype[Any],
     voxel_size_nm: tuple[float, float, float] | None,
     bigtiff: bool,
@@ -157,10 +162,12 @@ def _write_tiles(
 ) -> None:
     # A fixed id and creator: nothing of the time or the machine goes into the file.
     metadata: dict[str, Any] = {
-        "axes": "ZYX",
+        "axes": "ZYX" if channels == 1 else "ZCYX",
         "UUID": str(uuid.uuid5(uuid.NAMESPACE_OID, f"unet_ray {shape} {dtype} {voxel_size_nm}")),
         "Creator": "unet_ray",
     }
+    if channels > 1:
+        metadata["Channel"] = {"Name": [f"class {channel}" for channel in range(channels)]}
     resolution: dict[str, Any] = {}
     if voxel_size_nm is not None:
         for axis, size in zip("ZYX", voxel_size_nm, strict=True):
@@ -172,7 +179,7 @@ def _write_tiles(
     with tifffile.TiffWriter(file, ome=True, bigtiff=bigtiff, byteorder="<") as tif:
         tif.write(
             _deflated_tiles(bands, little, threads),
-            shape=shape,
+            shape=shape if channels == 1 else (shape[0], channels, *shape[1:]),
             dtype=little,
             tile=(TILE_PX, TILE_PX),
             compression="zlib",
@@ -196,9 +203,9 @@ def _deflated_tiles(bands: Iterator[NDArray[Any]], dtype: np.dtype[Any], threads
 
 def _most_bytes(shape: tuple[int, int, int], dtype: np.dtype[Any]) -> int:
     """Upper bound of the file: tiles that do not compress, and their tables."""
-    sections, height, width = shape
-    tiles = sections * ceil(height / TILE_PX) * ceil(width / TILE_PX)
-    return tiles * (TILE_PX**2 * dtype.itemsize + 64) + sections * 1024
+    pages, height, width = shape
+    tiles = pages * ceil(height / TILE_PX) * ceil(width / TILE_PX)
+    return tiles * (TILE_PX**2 * dtype.itemsize + 64) + pages * 1024
 
 
 def _sync_folder(folder: Path) -> None:
