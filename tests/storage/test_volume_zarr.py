@@ -13,6 +13,7 @@ from unet_ray.errors import VolumeError
 from unet_ray.geometry.box import Box
 from unet_ray.storage.ome_metadata import find_level
 from unet_ray.storage.volume import open_volume
+from unet_ray.storage.volume_zarr import open_zarr
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 40), st.integers(1, 40))
 STARTS = st.tuples(*[st.integers(-90, 90)] * 3)
@@ -133,6 +134,24 @@ def test_ome_zarr(tmp_path, version, names):
     half = open_volume(str(tmp_path), array="half")
     assert (half.shape, half.voxel_size_nm) == ((3, 10, 15), (50.0, 8.0, 8.0))
     np.testing.assert_array_equal(half.read(Box((1, 0, 0), (2, 10, 15)))[0], stack[1, ::2, ::2])
+
+
+def test_one_of_several_channels(tmp_path):
+    stack = flat_index((4, 3, 20, 30))
+    save_ome(tmp_path, stack, "0.5", names="czyx")
+    box, where = Box((0, 2, 3), (3, 20, 25)), str(tmp_path)
+    volumes = [open_zarr(where, where, None, channel) for channel in range(4)]
+    for channel, volume in enumerate(volumes):
+        assert (volume.shape, volume.voxel_size_nm) == ((3, 20, 30), (50.0, 4.0, 4.0))
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(volume)).read(box), stack[channel][box.slices])
+    assert volumes[0].identity() != volumes[1].identity()
+    with pytest.raises(VolumeError, match=r"has shape \(4, 3, 20, 30\) and no channel 4"):
+        open_zarr(where, where, None, 4)
+    with pytest.raises(VolumeError, match="one channel and time of it"):
+        open_volume(where)
+    save(tmp_path / "a.zarr", stack[0])
+    with pytest.raises(VolumeError, match="no channel 0"):
+        open_zarr(f"{where}/a.zarr", f"{where}/a.zarr", None, 0)
 
 
 @pytest.mark.parametrize(

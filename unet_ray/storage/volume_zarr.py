@@ -20,13 +20,14 @@ from unet_ray.storage.volume import Volume
 _NAMES_SHOWN = 8
 
 
-def open_zarr(path: str, where: str, array: str | None) -> Volume:
+def open_zarr(path: str, where: str, array: str | None, channel: int | None = None) -> Volume:
     """A zarr array, or one array of a group: ``array``, or the highest resolution of an OME-Zarr group.
 
     Args:
         path: how errors name it.
         where: local folder or URL.
         array: key below ``where``.
+        channel: which of several channels, where the array has one axis before z y x.
 
     Raises:
         VolumeError: no zarr there, no such array, no multiscales to choose from, or axes
@@ -39,7 +40,7 @@ def open_zarr(path: str, where: str, array: str | None) -> Volume:
         key = array if level is None else level.array
         if key is None and "bioformats2raw.layout" in node.attrs:
             # bioformats2raw puts its images into groups 0, 1, ...
-            return open_zarr(path, f"{where.rstrip('/')}/0", None)
+            return open_zarr(path, f"{where.rstrip('/')}/0", None, channel)
         if key is None:
             raise VolumeError(
                 f"{path} is a zarr group without multiscales, so it does not tell which array is meant; "
@@ -53,13 +54,18 @@ def open_zarr(path: str, where: str, array: str | None) -> Volume:
         node = array_node
     elif array is not None:
         raise VolumeError(f"array {array} is asked for, but {path} is itself an array; leave the array out")
-    return ZarrVolume(path, where, node, level)
+    return ZarrVolume(path, where, node, level, channel)
 
 
 class ZarrVolume(Volume):
-    """A zarr array of two or three axes, or more where the leading ones have one entry. See `open_zarr`."""
+    """A zarr array of two or three axes, or more where the leading ones have one entry or a channel is named.
 
-    def __init__(self, path: str, where: str, array: "zarr.Array[Any]", level: Level | None) -> None:
+    See `open_zarr`.
+    """
+
+    def __init__(
+        self, path: str, where: str, array: "zarr.Array[Any]", level: Level | None, channel: int | None = None
+    ) -> None:
         self.path = path
         self.where = where
         shape, names = tuple(array.shape), None if level is None else level.axes
@@ -69,9 +75,13 @@ class ZarrVolume(Volume):
                 "mend the metadata"
             )
         # A leading "z" is a section axis, even of one entry.
-        self._leading = max(0, len(shape) - 3) if names is None else sum(name not in ("z", "y", "x") for name in names)
-        spatial = shape[self._leading :]
-        if len(spatial) < 2 or any(n != 1 for n in shape[: self._leading]):
+        leading = max(0, len(shape) - 3) if names is None else sum(name not in ("z", "y", "x") for name in names)
+        spatial = shape[leading:]
+        self._channel = channel
+        self._leading = (0,) * leading if channel is None else (channel,)
+        if channel is not None and (leading != 1 or channel >= shape[0]):
+            raise VolumeError(f"{path} has shape {shape} and no channel {channel}; name one of a channel axis before z")
+        if len(spatial) < 2 or (channel is None and any(n != 1 for n in shape[:leading])):
             axes = "" if names is None else f" (axes {' '.join(names)})"
             raise VolumeError(
                 f"{path} has shape {shape}{axes}; give a 2-D or 3-D array, or one channel and time of it as an array"
@@ -105,12 +115,13 @@ class ZarrVolume(Volume):
             "dtype": self.dtype.str,
             "metadata": hashlib.sha256(metadata.encode()).hexdigest(),
             "listing": listing.hexdigest(),
+            **({} if self._channel is None else {"channel": self._channel}),
         }
 
     def _read_inside(self, box: Box) -> NDArray[Any]:
         spatial = box.slices[1:] if self._flat else box.slices
         try:
-            block = self._opened()[(0,) * self._leading + spatial]
+            block = self._opened()[self._leading + spatial]
         # zarr hands on whatever its codecs and stores raise.
         except Exception as error:
             last = box.stop[0] - 1
