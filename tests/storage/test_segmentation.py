@@ -4,6 +4,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import zarr
 from unet_ray.errors import OutputMismatchError, TargetError, VolumeError
 from unet_ray.geometry.box import Box
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
-from unet_ray.storage.segmentation import LEVEL, MASK, Segmentation, SegmentationLayout, mask_of
+from unet_ray.storage.probability import mask_of
+from unet_ray.storage.segmentation import CLASSES, LEVEL, MASK, Segmentation, SegmentationLayout
 from unet_ray.storage.volume import open_volume
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,10 +58,10 @@ def test_made_block_by_block(url):
     output.create(LAYOUT, ATTRIBUTES)
     assert output.attributes() == ATTRIBUTES
     for count, block in enumerate(reversed(range(BLOCKS.num_blocks))):
-        assert not output.is_done(BLOCKS, block)
+        assert not output.is_done(LAYOUT, block)
         assert len(output.done(BLOCKS)) == count
         put(pickle.loads(pickle.dumps(output)), block)
-        assert output.is_done(BLOCKS, block)
+        assert output.is_done(LAYOUT, block)
         np.testing.assert_array_equal(output.read_block(LAYOUT, block), PROBABILITY[BLOCKS.write_box(block).slices])
     assert len(output.done(BLOCKS)) == len(output.done(BLOCKS, f"{MASK}/{LEVEL}")) == BLOCKS.num_blocks == 12
     np.testing.assert_array_equal(read(url), PROBABILITY)
@@ -103,7 +105,7 @@ def test_another_threshold_rewrites_the_mask_alone(output, tmp_path):
     output.set_attributes(ATTRIBUTES | {"threshold": 0.9})
     assert output.attributes()["threshold"] == 0.9
     for block in range(BLOCKS.num_blocks):
-        output.put(output.encode_mask(LAYOUT, block, output.read_block(LAYOUT, block), 0.9))
+        output.put(output.encode_label(LAYOUT, block, output.read_block(LAYOUT, block), 0.9))
     assert {key: data for key, data in files(output).items() if key.startswith(f"{LEVEL}/")} == probability
     np.testing.assert_array_equal(read(f"{output.path}/{MASK}"), PROBABILITY > 0.9 * 255)
     at_once = Segmentation(str(tmp_path / "at-once.zarr"))
@@ -183,7 +185,7 @@ def test_verify_sets_aside_what_a_run_then_repairs(output):
     assert list(output.done(BLOCKS).missing()) == [1]
     assert list(output.done(BLOCKS, f"{MASK}/{LEVEL}").missing()) == [11]
     put(output, 1)
-    output.put(output.encode_mask(LAYOUT, 11, output.read_block(LAYOUT, 11), 0.5))
+    output.put(output.encode_label(LAYOUT, 11, output.read_block(LAYOUT, 11), 0.5))
     assert {key: data for key, data in files(output).items() if not key.endswith(".damaged")} == before
 
 
@@ -301,6 +303,96 @@ def test_damage_is_found_in_every_level(tmp_path):
     assert sorted(output.verify(PYRAMID)) == [
         (1, PYRAMID.grid(1).number((0, 1, 2))), (2, PYRAMID.grid(2).number((1, 0, 1)))
     ]  # fmt: skip
+
+
+CLASS_LAYOUT = replace(PYRAMID, classes=3)
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """Three levels of three classes; every voxel of a block knows its block, level and class."""
+    made = Segmentation(str(tmp_path / "classes.zarr"))
+    made.create(CLASS_LAYOUT, ATTRIBUTES)
+    for level in CLASS_LAYOUT.levels:
+        grid = CLASS_LAYOUT.grid(level)
+        for block in range(grid.num_blocks):
+            values = np.empty((3, *grid.write_box(block).shape), np.uint8)
+            values[:] = np.array([block, 3 * block % 7, 7 * level]).reshape(3, 1, 1, 1)
+            made.put(made.encode(CLASS_LAYOUT, block, values, 0.5, level))
+    return made
+
+
+def test_classes_share_a_shard_and_have_chunks_of_their_own(classes):
+    group = zarr.open_group(classes.path, mode="r")
+    assert classes.classes() == 3
+    assert group["labels"].attrs["ome"]["labels"] == ["classes"]
+    assert [axis["name"] for axis in group.attrs["ome"]["multiscales"][0]["axes"]] == ["c", "z", "y", "x"]
+    label = group[CLASSES].attrs["ome"]
+    assert [axis["name"] for axis in label["multiscales"][0]["axes"]] == ["z", "y", "x"]
+    assert [colour["label-value"] for colour in label["image-label"]["colors"]] == [0, 1, 2]
+    for level in CLASS_LAYOUT.levels:
+        shape = CLASS_LAYOUT.grid(level).tiles.volume
+        values, labels = group[str(level)], group[f"{CLASSES}/{level}"]
+        assert (values.shape, values.shards, values.chunks) == ((3, *shape), (3, 2, 16, 16), (1, 1, 8, 8))
+        assert (labels.shape, labels.shards, labels.chunks, labels.dtype) == (shape, (2, 16, 16), (1, 8, 8), "u1")
+        assert values.metadata.dimension_names == ("c", "z", "y", "x")
+        np.testing.assert_array_equal(labels[...], values[...].argmax(axis=0))
+        for block in (0, CLASS_LAYOUT.grid(level).num_blocks - 1):
+            inside = CLASS_LAYOUT.grid(level).write_box(block).slices
+            expected = values[(slice(None), *inside)]
+            np.testing.assert_array_equal(classes.read_block(CLASS_LAYOUT, block, level), expected)
+    volumes = classes.open_probabilities(CLASS_LAYOUT)
+    assert [volume.read(Box((0, 0, 16), (1, 1, 17))).item() for volume in volumes] == [1, 3, 0]
+    assert classes.open_label(CLASS_LAYOUT).read(Box((0, 0, 16), (1, 1, 17))).item() == 1
+
+
+def test_classes_are_listed_verified_and_forgotten_as_blocks(classes):
+    blocks, before = CLASS_LAYOUT.blocks, files(classes)
+    assert len(classes.done(blocks)) == blocks.num_blocks
+    assert list(classes.verify(CLASS_LAYOUT)) == []
+    assert classes.unwritten_blocks([0, 4]) == 0
+    place = "/".join(map(str, blocks.position(7)))
+    classes.objects.put(f"{LEVEL}/c/0/{place}", before[f"{LEVEL}/c/0/{place}"][:-3])
+    classes.objects.put(f"{CLASSES}/1/c/0/1/2", b"\0" * 300)
+    assert sorted(classes.verify(CLASS_LAYOUT)) == [(0, 7), (1, CLASS_LAYOUT.grid(1).number((0, 1, 2)))]
+    assert list(classes.done(blocks).missing()) == [7]
+    assert not classes.is_done(CLASS_LAYOUT, 7)
+    assert classes.is_done(CLASS_LAYOUT, 8)
+    assert [classes.unwritten_blocks([z]) for z in (0, 4)] == [1, 0]
+    changed = blocks.number((2, 3, 5))
+    classes.forget_above(CLASS_LAYOUT, [changed])
+    for level, above in ((1, (2, 1, 2)), (2, (1, 0, 1))):
+        grid = CLASS_LAYOUT.grid(level)
+        assert list(classes.done(grid, str(level)).missing()) == [grid.number(above)]
+    assert classes.ready(CLASS_LAYOUT, 1) == [CLASS_LAYOUT.grid(1).number((2, 1, 2))]
+
+
+def test_the_source_of_a_level_holds_all_classes(classes):
+    found, box = classes.read_source(CLASS_LAYOUT, 1, 4), CLASS_LAYOUT.source(1, 4)
+    np.testing.assert_array_equal(found, zarr.open_array(f"{classes.path}/0")[(slice(None), *box.slices)])
+
+
+def test_half_precision_changes_the_dtype_alone(output, tmp_path):
+    half = replace(LAYOUT, dtype="float16")
+    other = Segmentation(str(tmp_path / "half.zarr"))
+    other.create(half, ATTRIBUTES)
+    for block in range(BLOCKS.num_blocks):
+        values = PROBABILITY[BLOCKS.write_box(block).slices] / np.float16(256)
+        other.put(other.encode(half, block, values, 0.499))  # 128 of 256 is above, 127 is not
+    assert files(output).keys() == files(other).keys()
+    differing = {key for key, data in files(output).items() if files(other)[key] != data}
+    assert {key for key in differing if not key.startswith(f"{LEVEL}/")} == set()
+    found = read(other.path)
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found * np.float16(256), PROBABILITY)
+    np.testing.assert_array_equal(other.read_block(half, 11), found[BLOCKS.write_box(11).slices])
+    assert list(other.verify(half)) == []
+
+
+def test_what_made_with_does_not_say(output):
+    assert output.refuse_other({"model": "abc", "probability_dtype": "uint8"}) == ATTRIBUTES
+    with pytest.raises(OutputMismatchError, match=r"probability_dtype uint8 \(now float16\)"):
+        output.refuse_other({"probability_dtype": "float16"})
 
 
 def test_levels_in_the_metadata(tmp_path):

@@ -1,6 +1,7 @@
 """What a block's tiles read, and which of its voxels are segmented."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ class BlockInput:
         """Whether a voxel of ``box`` is segmented; the box is seen from the block's first voxel."""
         return self.inside is None or bool(self.inside[box.slices].any())
 
-    def clear_outside(self, probability: npt.NDArray[np.uint8]) -> None:
+    def clear_outside(self, probability: npt.NDArray[Any]) -> None:
         """Set the block's probability to 0, in place, where it is not segmented."""
         if self.inside is not None:
             probability[..., ~self.inside] = 0

@@ -1,4 +1,4 @@
-"""What is made from stored probabilities: masks that are missing, and levels of lower resolution."""
+"""What is made from stored probabilities: label images that are missing, and levels of lower resolution."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -11,17 +11,17 @@ from unet_ray.engine.cluster import pool_size
 from unet_ray.engine.pyramid_worker import MaskWorker, PyramidWorker
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.tiles import BlockGrid
-from unet_ray.storage.segmentation import MASK, Segmentation, SegmentationLayout
+from unet_ray.storage.segmentation import Segmentation, SegmentationLayout
 
 # Blocks of a level that one process makes sooner than a pool of them starts.
 FEW = 16
 
 
 def _missing_masks(output: Segmentation, layout: SegmentationLayout) -> Iterator[tuple[int, list[int]]]:
-    """Levels, and their blocks whose probability is there and whose mask is not."""
+    """Levels, and their blocks whose probability is there and whose labels are not."""
     for level in layout.levels:
         grid = layout.grid(level)
-        masked = output.done(grid, f"{MASK}/{level}")
+        masked = output.done(grid, f"{layout.label}/{level}")
         missing = [block for block in output.done(grid, str(level)) if block not in masked]
         if missing:
             yield level, missing
@@ -35,7 +35,7 @@ def anything_missing(output: Segmentation, layout: SegmentationLayout) -> bool:
 
 
 def make_masks(output: Segmentation, layout: SegmentationLayout, threshold: float) -> dict[int, Outcome]:
-    """Make the masks that are missing; by level."""
+    """Make the masks, or label images of classes, that are missing; by level."""
     return {
         level: _on_cpus(partial(MaskWorker, output, layout, threshold, level), layout.grid(level), missing)
         for level, missing in _missing_masks(output, layout)

@@ -1,4 +1,6 @@
-"""What actors make from stored probabilities: masks, and blocks of lower resolution."""
+"""What actors make from stored probabilities: label images, and blocks of lower resolution."""
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +11,7 @@ from unet_ray.storage.shards import Encoded
 
 
 class MaskWorker:
-    """Makes the mask of a level's blocks whose probability is there: after a new threshold or a repair."""
+    """Makes the label image of a level's blocks whose probability is there: after a new threshold or a repair."""
 
     def __init__(self, output: Segmentation, layout: SegmentationLayout, threshold: float, level: int) -> None:
         self.output, self.layout, self.threshold, self.level = output, layout, threshold, level
@@ -18,17 +20,17 @@ class MaskWorker:
         """Never: a mask costs less to write than to ask for."""
         return False
 
-    def read(self, block: int) -> npt.NDArray[np.uint8]:
+    def read(self, block: int) -> npt.NDArray[Any]:
         """Stored probability."""
         return self.output.read_block(self.layout, block, self.level)
 
-    def compute(self, block: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The same; the mask is taken from it when it is encoded."""
+    def compute(self, block: int, data: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The same; the labels are taken from it when it is encoded."""
         return data
 
-    def encode(self, block: int, result: npt.NDArray[np.uint8]) -> Encoded:
-        """The shard of the mask."""
-        return self.output.encode_mask(self.layout, block, result, self.threshold, self.level)
+    def encode(self, block: int, result: npt.NDArray[Any]) -> Encoded:
+        """The shard of the label image."""
+        return self.output.encode_label(self.layout, block, result, self.threshold, self.level)
 
     def write(self, block: int, encoded: Encoded) -> int:
         """Put it; returns the block's voxels."""
@@ -44,18 +46,21 @@ class PyramidWorker:
 
     def is_done(self, block: int) -> bool:
         """Whether the block's record is there."""
-        return self.output.is_done(self.layout.grid(self.level), block, str(self.level))
+        return self.output.is_done(self.layout, block, self.level)
 
-    def read(self, block: int) -> npt.NDArray[np.uint8]:
+    def read(self, block: int) -> npt.NDArray[Any]:
         """Stored probability of the level below."""
         return self.output.read_source(self.layout, self.level, block)
 
-    def compute(self, block: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The mean of each box of voxels."""
-        return downsample(data, self.layout.factors[self.level - 1])
+    def compute(self, block: int, data: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The mean of each box of voxels, class by class."""
+        factors = self.layout.factors[self.level - 1]
+        if self.layout.classes == 1:
+            return downsample(data, factors)
+        return np.stack([downsample(of_class, factors) for of_class in data])
 
-    def encode(self, block: int, result: npt.NDArray[np.uint8]) -> Encoded:
-        """Shards of mask and probability."""
+    def encode(self, block: int, result: npt.NDArray[Any]) -> Encoded:
+        """Shards of label image and probability."""
         return self.output.encode(self.layout, block, result, self.threshold, self.level)
 
     def write(self, block: int, encoded: Encoded) -> int:

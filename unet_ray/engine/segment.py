@@ -260,7 +260,7 @@ def _calibrated(job: Job, config: SegmentConfig) -> tuple[Job, Calibration]:
         task = ray.remote(num_cpus=job.threads, num_gpus=1 if job.use_gpu else 0)(calibrate_on_worker)
         found = fetched(task.remote(job, config.precision, config.tile_px, config.tiles_at_once))
     network, _, _ = decode(job.model)
-    layout = layout_for(job.volume.shape, found.tile_px, network, job.layout.voxel_size_nm)
+    layout = layout_for(job.volume.shape, found.tile_px, network, job.layout.voxel_size_nm, dtype=job.layout.dtype)
     return replace(job, layout=layout, tiles_at_once=found.tiles_at_once), found
 
 

@@ -6,11 +6,13 @@ from unet_ray.errors import TileGridError
 from unet_ray.geometry.box import Box, Triple, triple
 from unet_ray.geometry.receptive_field import halo_px, pooling_factor
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
+from unet_ray.storage.probability import Dtype
 from unet_ray.storage.segmentation import SegmentationLayout
 
 # Larger windows waste less halo but need more memory: 1024 px and 64 channels are about 2 GB in float32.
 LARGEST_TILE_PX = 1024
 LARGEST_CHUNK_PX = 256
+# Of probability: with several classes a block holds so many fewer voxels, as far as one tile lets it.
 BLOCK_VOXELS = 16 * 1024**2
 SECTIONS_PER_BLOCK = 8
 # Enough blocks to keep a small cluster busy and to lose little to a kill.
@@ -56,6 +58,7 @@ def layout_for(
     network: NetworkConfig,
     voxel_size_nm: VoxelSize | None,
     factors: tuple[Triple, ...] | None = None,
+    dtype: Dtype = "uint8",
 ) -> SegmentationLayout:
     """Blocks, chunks and pyramid of a volume's segmentation, a function of the arguments alone.
 
@@ -65,7 +68,9 @@ def layout_for(
         network: that predicts them.
         voxel_size_nm: (z, y, x); None: unknown.
         factors: of the pyramid, where an output has one already; None: `pyramid_factors`.
+        dtype: of the stored probabilities.
     """
+    classes = network.classes if network.classes > 2 else 1
     halo = halo_px(layers(network))
     context = (network.in_channels - 1) // 2
     tiles = TileGrid(volume, (1, tile_px, tile_px), (context, halo, halo))
@@ -73,12 +78,12 @@ def layout_for(
     blocks = BlockGrid(tiles, (depth, 1, 1))
     for side in range(2, max(tiles.counts[1:]) + 1):
         larger = BlockGrid(tiles, (depth, side, side))
-        if depth * (side * tile_px) ** 2 > BLOCK_VOXELS or larger.num_blocks < FEWEST_BLOCKS:
+        if classes * depth * (side * tile_px) ** 2 > BLOCK_VOXELS or larger.num_blocks < FEWEST_BLOCKS:
             break
         blocks = larger
     chunk = max(side for side in range(1, min(tile_px, LARGEST_CHUNK_PX) + 1) if tile_px % side == 0)
     levels = pyramid_factors(volume, voxel_size_nm) if factors is None else factors
-    return SegmentationLayout(blocks, (1, chunk, chunk), voxel_size_nm, levels)
+    return SegmentationLayout(blocks, (1, chunk, chunk), voxel_size_nm, levels, classes, dtype)
 
 
 def pyramid_factors(volume: Triple, voxel_size_nm: VoxelSize | None) -> tuple[Triple, ...]:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from unet_ray.network.out_of_memory import is_out_of_memory
 from unet_ray.network.predict import Precision, Predictor, Tta, hardware_precision
 from unet_ray.numerics.intensity import IntensityMap
 from unet_ray.storage.mask_volume import MaskVolume
+from unet_ray.storage.probability import stored
 from unet_ray.storage.segmentation import Segmentation, SegmentationLayout
 from unet_ray.storage.shards import Encoded
 from unet_ray.storage.volume import Volume
@@ -88,7 +89,7 @@ class SegmentWorker:
 
     def is_done(self, block: int) -> bool:
         """Whether the block's record is there."""
-        return self.job.output.is_done(self.job.layout.blocks, block)
+        return self.job.output.is_done(self.job.layout, block)
 
     def read(self, block: int) -> BlockInput:
         """Grey values of all that the block's tiles read, and which of its voxels are segmented."""
@@ -98,19 +99,19 @@ class SegmentWorker:
             return BlockInput(np.empty((0, 0, 0), np.uint8), inside)
         return BlockInput(self.job.read(blocks.shard_box(block).grow(blocks.tiles.halo)), inside)
 
-    def compute(self, block: int, data: BlockInput) -> npt.NDArray[np.uint8]:
-        """Membrane probability of the block, 0..255 = 0..1, clipped to the volume; 0 outside the mask."""
+    def compute(self, block: int, data: BlockInput) -> npt.NDArray[Any]:
+        """Probability of the block as it is stored, ((k,) z, y, x), clipped to the volume; 0 outside the mask."""
         blocks = self.job.layout.blocks
         whole = blocks.write_box(block)
         origin = blocks.shard_box(block).grow(blocks.tiles.halo).start
-        found = np.zeros(whole.shape, np.uint8)
+        found = np.zeros((*self.job.layout.channels, *whole.shape), self.job.layout.dtype)
         counts = self._counts[block] = Counter(tiles=0, tiles_masked=0, tiles_constant=0)
 
         def put(tile: int, probability: npt.NDArray[np.float32]) -> None:
             write = blocks.tiles.write_box(tile)
             _, height, width = write.shape
-            inside = probability[self.crop : self.crop + height, self.crop : self.crop + width]
-            found[write.relative_to(whole.start).slices] = np.rint(inside * 255)
+            inside = probability[..., None, self.crop : self.crop + height, self.crop : self.crop + width]
+            found[(..., *write.relative_to(whole.start).slices)] = stored(inside, self.job.layout.dtype)
 
         waiting: list[tuple[int, npt.NDArray[np.uint8]]] = []
 
@@ -173,8 +174,8 @@ class SegmentWorker:
             self.most, self.halved = -(-self.most // 2), self.halved + 1
             print(f"segment: out of memory; from now on {self.most} tiles at once", file=sys.stderr)
 
-    def encode(self, block: int, result: npt.NDArray[np.uint8]) -> Encoded:
-        """Shards of mask and probability."""
+    def encode(self, block: int, result: npt.NDArray[Any]) -> Encoded:
+        """Shards of label image and probability."""
         return self.job.output.encode(self.job.layout, block, result, self.job.threshold)
 
     def write(self, block: int, encoded: Encoded) -> int:

@@ -1,8 +1,8 @@
-"""The segmentation: an OME-Zarr image of probabilities with its mask as a label image."""
+"""The segmentation: an OME-Zarr image of probabilities with its mask, or its classes, as a label image."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -14,8 +14,9 @@ from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import Box, Triple, triple
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.storage.fingerprint import differences
-from unet_ray.storage.ome_image import AXES, VERSION, ome_image
+from unet_ray.storage.ome_image import AXES, CHANNEL, VERSION, label_colours, ome_image
 from unet_ray.storage.owned_group import OwnedGroup
+from unet_ray.storage.probability import Dtype, likeliest_class, mask_of
 from unet_ray.storage.shards import (
     ArraySpec,
     Encoded,
@@ -29,21 +30,17 @@ from unet_ray.storage.shards import (
     set_aside_damaged,
     shard_key,
 )
+from unet_ray.storage.volume import Volume
+from unet_ray.storage.volume_zarr import open_zarr
 
 FORMAT_VERSION = 1
 ATTRIBUTE = "unet_ray_segmentation"
 LABELS = "labels"
 MASK = "labels/membrane"
+CLASSES = "labels/classes"
 LEVEL = "0"
-
-
-def mask_of(probability: npt.NDArray[np.uint8], threshold: float) -> npt.NDArray[np.uint8]:
-    """1 where the stored probability (0..255 = 0..1) is above ``threshold``.
-
-    From the stored bytes, not from the network's floats: a later threshold
-    then gives what it would have given at once.
-    """
-    return (probability > threshold * 255).astype(np.uint8)
+# Keys that ``made_with`` has only where they are not this: outputs from before there was a choice say nothing of it.
+UNSAID: Mapping[str, Any] = {"probability_dtype": "uint8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +52,26 @@ class SegmentationLayout:
         chunk: sides of a chunk, dividing the shard.
         voxel_size_nm: (z, y, x), None where nobody knows it.
         factors: by which each further level of the pyramid divides the one before, (z, y, x).
+        classes: probabilities of a voxel: 1 is the membrane's, more are one per class, on an axis before z.
+        dtype: of the stored probabilities.
     """
 
     blocks: BlockGrid
     chunk: Triple
     voxel_size_nm: tuple[float, float, float] | None
     factors: tuple[Triple, ...] = ()
+    classes: int = 1
+    dtype: Dtype = "uint8"
+
+    @property
+    def label(self) -> str:
+        """Group of the label image: the mask, or the likeliest classes."""
+        return MASK if self.classes == 1 else CLASSES
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Sides of a probability array before z y x: none, or the number of classes."""
+        return () if self.classes == 1 else (self.classes,)
 
     @property
     def levels(self) -> range:
@@ -89,8 +100,28 @@ class SegmentationLayout:
         return Box(start, stop)
 
     def spec(self, level: int = 0) -> ArraySpec:
-        """Sides of a level's probability and mask."""
+        """Sides of a level's probability; a shard holds all classes of a block, a chunk one class."""
+        label = self.label_spec(level)
+        if self.classes == 1:
+            return replace(label, dtype=self.dtype)
+        shape, shard = (*self.channels, *label.shape), (*self.channels, *label.shard)
+        return ArraySpec(shape, shard, (1, *label.chunk), self.dtype, (CHANNEL, *AXES))
+
+    def label_spec(self, level: int = 0) -> ArraySpec:
+        """Sides of a level's label image."""
         return ArraySpec(self.grid(level).tiles.volume, self.blocks.shard, self.chunk, "uint8", AXES)
+
+    def place(self, level: int, block: int) -> tuple[int, ...]:
+        """Place of a block's record in the grid of shards."""
+        return (*(0 for _ in self.channels), *self.grid(level).position(block))
+
+    def record(self, level: int, block: int) -> str:
+        """Key of a block's record, the shard of its probability."""
+        return shard_key(str(level), self.place(level, block))
+
+    def label_of(self, probability: npt.NDArray[Any], threshold: float) -> npt.NDArray[np.uint8]:
+        """Label image of stored probabilities: the mask above ``threshold``, or the likeliest classes."""
+        return mask_of(probability, threshold) if self.classes == 1 else likeliest_class(probability)
 
 
 class Segmentation(OwnedGroup):
@@ -101,7 +132,7 @@ class Segmentation(OwnedGroup):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
-        self._codec: ShardCodec | None = None
+        self._codecs: dict[ArraySpec, ShardCodec] = {}
 
     def refuse_other(self, asked: Mapping[str, Any]) -> dict[str, Any] | None:
         """Attributes of an output that ``asked`` continues, None where there is no output yet.
@@ -115,7 +146,8 @@ class Segmentation(OwnedGroup):
         stored = self.attributes()
         if stored is None:
             return None
-        differing = differences({key: stored["made_with"].get(key) for key in asked}, asked)
+        made_with = {**UNSAID, **stored["made_with"]}
+        differing = differences({key: made_with.get(key) for key in asked}, asked)
         if differing:
             advice = "choose a new path or pass --overwrite"
             if all(phrase.startswith("volume.") for phrase in differing):
@@ -140,31 +172,51 @@ class Segmentation(OwnedGroup):
 
     def _root(self, layout: SegmentationLayout, attributes: Mapping[str, Any]) -> dict[str, Any]:
         scales = [layout.scale(level) for level in layout.levels]
-        return {"ome": ome_image("membrane probability", scales, layout.voxel_size_nm), ATTRIBUTE: dict(attributes)}
+        name = f"{'membrane' if layout.classes == 1 else 'class'} probability"
+        image = ome_image(name, scales, layout.voxel_size_nm, layout.classes, layout.dtype)
+        return {"ome": image, ATTRIBUTE: dict(attributes)}
 
     def create(self, layout: SegmentationLayout, attributes: Mapping[str, Any]) -> None:
         """Put all metadata; shards stay as they are. The root goes first and claims the place."""
         scales = [layout.scale(level) for level in layout.levels]
+        name = layout.label.removeprefix(f"{LABELS}/")
         put_group(self.objects, "", self._root(layout, attributes))
-        put_group(self.objects, LABELS, {"ome": {"version": VERSION, "labels": ["membrane"]}})
-        label = ome_image("membrane", scales, layout.voxel_size_nm) | {
+        put_group(self.objects, LABELS, {"ome": {"version": VERSION, "labels": [name]}})
+        label = ome_image(name, scales, layout.voxel_size_nm) | {
             "image-label": {
                 "version": VERSION,
-                "colors": [{"label-value": 1, "rgba": [230, 159, 0, 255]}],
+                "colors": label_colours(layout.classes),
                 "source": {"image": "../../"},
             }
         }
-        put_group(self.objects, MASK, {"ome": label})
+        put_group(self.objects, layout.label, {"ome": label})
         for level in layout.levels:
             put_array(self.objects, str(level), layout.spec(level))
-            put_array(self.objects, f"{MASK}/{level}", layout.spec(level))
+            put_array(self.objects, f"{layout.label}/{level}", layout.label_spec(level))
+
+    def classes(self) -> int:
+        """Probabilities of a voxel: 1 is the membrane's, more are one per class; 1 where no array is there yet."""
+        document = read_document(self.objects, LEVEL)
+        shape: list[int] = [] if document is None else document["shape"]
+        return shape[0] if len(shape) > len(AXES) else 1
+
+    def open_probabilities(self, layout: SegmentationLayout) -> list[Volume]:
+        """The membrane's stored probability as a volume, or that of each class."""
+        channels = range(layout.classes) if layout.channels else (None,)
+        return [open_zarr(self.path, self.path, None, channel) for channel in channels]
+
+    def open_label(self, layout: SegmentationLayout) -> Volume:
+        """The mask or the likeliest classes as a volume."""
+        path = f"{self.path}/{layout.label}"
+        return open_zarr(path, path, None)
 
     def unwritten_blocks(self, sections: Sequence[int]) -> int:
         """Blocks that touch ``sections`` and have no probability yet; they would read as 0."""
         document = read_document(self.objects, LEVEL)
         assert document is not None
         shard = document["chunk_grid"]["configuration"]["chunk_shape"]
-        blocks = BlockGrid(TileGrid(triple(document["shape"]), triple(shard)), (1, 1, 1))
+        # Before z y x there may be classes, of which every shard holds all.
+        blocks = BlockGrid(TileGrid(triple(document["shape"][-3:]), triple(shard[-3:])), (1, 1, 1))
         done = self.done(blocks)
         layers = {z // blocks.shard[0] for z in sections}
         return sum(blocks.position(block)[0] in layers for block in done.missing())
@@ -181,53 +233,53 @@ class Segmentation(OwnedGroup):
         return BlockSet(
             blocks.num_blocks,
             (
-                blocks.number((z, y, x))
-                for z, y, x in present_shards(self.objects, array)
-                if all(p < c for p, c in zip((z, y, x), blocks.counts, strict=True))
+                blocks.number(triple(place[-3:]))
+                for place in present_shards(self.objects, array)
+                if all(p < c for p, c in zip(place[-3:], blocks.counts, strict=True))
             ),
         )
 
-    def is_done(self, blocks: BlockGrid, block: int, array: str = LEVEL) -> bool:
+    def is_done(self, layout: SegmentationLayout, block: int, level: int = 0) -> bool:
         """Whether the record of one block is there, with at least one byte."""
-        return bool(self.objects.size(shard_key(array, blocks.position(block))))
+        return bool(self.objects.size(layout.record(level, block)))
 
     def encode(
         self,
         layout: SegmentationLayout,
         block: int,
-        probability: npt.NDArray[np.uint8],
+        probability: npt.NDArray[Any],
         threshold: float,
         level: int = 0,
     ) -> Encoded:
-        """A block's mask and then its probability, the record."""
-        key = shard_key(str(level), layout.grid(level).position(block))
-        record = self._encoder(layout).encode(probability)
-        return self.encode_mask(layout, block, probability, threshold, level) | {key: record}
+        """A block's label image and then its probability, the record."""
+        record = self._encoder(layout.spec()).encode(probability)
+        label = self.encode_label(layout, block, probability, threshold, level)
+        return label | {layout.record(level, block): record}
 
-    def encode_mask(
+    def encode_label(
         self,
         layout: SegmentationLayout,
         block: int,
-        probability: npt.NDArray[np.uint8],
+        probability: npt.NDArray[Any],
         threshold: float,
         level: int = 0,
     ) -> Encoded:
-        """A block's mask alone."""
-        key = shard_key(f"{MASK}/{level}", layout.grid(level).position(block))
-        return {key: self._encoder(layout).encode(mask_of(probability, threshold))}
+        """A block's label image alone, from its stored probability."""
+        key = shard_key(f"{layout.label}/{level}", layout.grid(level).position(block))
+        return {key: self._encoder(layout.label_spec()).encode(layout.label_of(probability, threshold))}
 
     def put(self, encoded: Encoded) -> None:
-        """Put what `encode` or `encode_mask` made."""
+        """Put what `encode` or `encode_label` made."""
         put_encoded(self.objects, encoded)
 
-    def read_block(self, layout: SegmentationLayout, block: int, level: int = 0) -> npt.NDArray[np.uint8]:
-        """Stored probability of a block that is done, clipped to the volume.
+    def read_block(self, layout: SegmentationLayout, block: int, level: int = 0) -> npt.NDArray[Any]:
+        """Stored probability of a block that is done, ((k,) z, y, x), clipped to the volume.
 
         Raises:
             VolumeError: the shard is missing or damaged.
         """
         grid = layout.grid(level)
-        data = self.objects.get(shard_key(str(level), grid.position(block)))
+        data = self.objects.get(layout.record(level, block))
         try:
             whole = ShardCodec(layout.spec(level)).decode(data or b"")
         except ValueError as error:
@@ -235,19 +287,21 @@ class Segmentation(OwnedGroup):
                 f"block {block} of level {level} of {self.path} is damaged ({error}); run the same command with "
                 "--verify to repair it"
             ) from error
-        clipped: npt.NDArray[np.uint8] = whole[tuple(slice(0, n) for n in grid.write_box(block).shape)]
+        depth, height, width = grid.write_box(block).shape
+        clipped: npt.NDArray[Any] = whole[..., :depth, :height, :width]
         return clipped
 
-    def read_source(self, layout: SegmentationLayout, level: int, block: int) -> npt.NDArray[np.uint8]:
-        """Probability of the level below that a block of ``level`` is made from.
+    def read_source(self, layout: SegmentationLayout, level: int, block: int) -> npt.NDArray[Any]:
+        """Probability of the level below that a block of ``level`` is made from, ((k,) z, y, x).
 
         Raises:
             VolumeError: a shard of it is missing or damaged.
         """
         box, below = layout.source(level, block), layout.grid(level - 1)
-        found = np.empty(box.shape, np.uint8)
+        found = np.empty((*layout.channels, *box.shape), layout.dtype)
         for child in below.blocks_touching(box):
-            found[below.write_box(child).relative_to(box.start).slices] = self.read_block(layout, child, level - 1)
+            inside = below.write_box(child).relative_to(box.start).slices
+            found[(..., *inside)] = self.read_block(layout, child, level - 1)
         return found
 
     def forget_above(self, layout: SegmentationLayout, blocks: Iterable[int]) -> None:
@@ -263,7 +317,7 @@ class Segmentation(OwnedGroup):
             done = self.done(grid, str(level)) if changed else BlockSet(0)
             for block in changed:
                 if block in done:
-                    self.objects.delete(shard_key(str(level), grid.position(block)))
+                    self.objects.delete(layout.record(level, block))
 
     def ready(self, layout: SegmentationLayout, level: int) -> list[int]:
         """Blocks of a level above 0 that are not there although all they are made from is."""
@@ -278,7 +332,7 @@ class Segmentation(OwnedGroup):
     def drop_masks(self, layout: SegmentationLayout) -> None:
         """Remove the mask's shards, so that they are made again from the stored probability."""
         for level in layout.levels:
-            self.objects.delete_all(f"{MASK}/{level}/c/")
+            self.objects.delete_all(f"{layout.label}/{level}/c/")
 
     def verify(self, layout: SegmentationLayout) -> Iterator[tuple[int, int]]:
         """Check every shard of every array; set aside what fails.
@@ -288,12 +342,17 @@ class Segmentation(OwnedGroup):
         """
         for level in layout.levels:
             grid = layout.grid(level)
-            for array in (str(level), f"{MASK}/{level}"):
-                positions = [grid.position(block) for block in self.done(grid, array)]
-                for z, y, x in set_aside_damaged(self.objects, array, layout.spec(level), positions):
-                    yield level, grid.number((z, y, x))
+            records = [layout.place(level, block) for block in self.done(grid, str(level))]
+            label = f"{layout.label}/{level}"
+            labels = [grid.position(block) for block in self.done(grid, label)]
+            for place in (
+                *set_aside_damaged(self.objects, str(level), layout.spec(level), records),
+                *set_aside_damaged(self.objects, label, layout.label_spec(level), labels),
+            ):
+                yield level, grid.number(triple(place[-3:]))
 
-    def _encoder(self, layout: SegmentationLayout) -> ShardCodec:
-        if self._codec is None:
-            self._codec = ShardCodec(layout.spec())
-        return self._codec
+    def _encoder(self, spec: ArraySpec) -> ShardCodec:
+        # All levels have the same shards, so one codec does for all.
+        if spec not in self._codecs:
+            self._codecs[spec] = ShardCodec(spec)
+        return self._codecs[spec]
