@@ -20,7 +20,7 @@ class Shard(NamedTuple):
 
 @pytest.fixture(scope="session")
 def write_model() -> Callable[..., str]:
-    """write_model(path, preset, depth=3, base_channels=2, seed=0, in_channels=1, **metadata) -> path."""
+    """write_model(path, preset, depth=3, base_channels=2, seed=0, in_channels=1, classes=None, **metadata) -> path."""
 
     def write(
         path: Path,
@@ -30,6 +30,7 @@ def write_model() -> Callable[..., str]:
         base_channels: int = 2,
         in_channels: int = 1,
         seed: int = 0,
+        classes: int | None = None,
         **metadata: Any,
     ) -> str:
         from unet_ray.config.network import layers, network_config
@@ -37,7 +38,9 @@ def write_model() -> Callable[..., str]:
         from unet_ray.network.model_file import ModelMetadata, Normalisation, encode
         from unet_ray.network.unet import new_network
 
-        config = network_config(preset, base_channels=base_channels, depth=depth, in_channels=in_channels)
+        config = network_config(
+            preset, base_channels=base_channels, depth=depth, in_channels=in_channels, classes=classes
+        )
         listed = layers(config)
         about = {
             "normalisation": Normalisation(low=0, high=255, dtype="uint8"),
@@ -161,15 +164,16 @@ def by_plain_loop() -> Callable[..., Any]:
     from unet_ray.network.predict import Tta
     from unet_ray.numerics.intensity import IntensityMap
     from unet_ray.storage.mask_volume import open_mask
+    from unet_ray.storage.probability import Dtype
     from unet_ray.storage.segmentation import Segmentation
     from unet_ray.storage.volume import open_volume
 
     def make(
         volume: str, model: str, output: Path, tile_px: int, threshold: float, intensity: IntensityMap | None = None,
-        tta: Tta = "none", mask: str | None = None,
+        tta: Tta = "none", mask: str | None = None, dtype: Dtype = "uint8",
     ) -> Job:  # fmt: skip
         opened, data = open_volume(volume), Path(model).read_bytes()
-        layout = layout_for(opened.shape, tile_px, decode(data)[0], None)
+        layout = layout_for(opened.shape, tile_px, decode(data)[0], None, dtype=dtype)
         grey = intensity or IntensityMap.identity()
         job = Job(
             opened, data, grey, Segmentation(str(output)), layout, threshold, threads=1, use_gpu=False, tta=tta,

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import zarr
 
 from unet_ray.config.network import layers
-from unet_ray.engine.seam_probe import probe
+from unet_ray.engine.seam_probe import SeamCertificate, probe
 from unet_ray.engine.segment_plan import layout_for, probe_box
 from unet_ray.engine.segment_worker import Job
 from unet_ray.errors import SeamError
@@ -18,7 +19,8 @@ from unet_ray.geometry.receptive_field import margin_px, pooling_factor
 from unet_ray.geometry.tiles import TileGrid
 from unet_ray.network.model_file import decode
 from unet_ray.network.predict import Precision, Predictor, Tta
-from unet_ray.storage.segmentation import LEVEL, MASK
+from unet_ray.storage.probability import Dtype
+from unet_ray.storage.segmentation import CLASSES, LEVEL, MASK
 from unet_ray.storage.volume import open_volume
 
 THRESHOLD = 0.53
@@ -31,13 +33,14 @@ def in_one_piece(job: Job) -> npt.NDArray[np.float32]:
     factor = pooling_factor(layers(config))
     halo, predict = job.layout.blocks.tiles.halo, Predictor(config, state)
     crop = halo[1] - margin_px(layers(config))
-    found = np.zeros(job.volume.shape, np.float32)
+    found = np.zeros((*job.layout.channels, *job.volume.shape), np.float32)
     for z in range(depth):
         whole = Box((z, 0, 0), (z + 1, -(-height // factor) * factor, -(-width // factor) * factor))
         window = np.ascontiguousarray(job.read(whole.grow(halo))[None])
         for axes in VIEWS[job.tta]:
             seen = view(window, axes)
-            found[z] += view(predict(seen), axes, back=True)[0, crop : crop + height, crop : crop + width]
+            turned_back = view(predict(seen), axes, back=True)[0]
+            found[..., z, :, :] += turned_back[..., crop : crop + height, crop : crop + width]
     return found / len(VIEWS[job.tta])
 
 
@@ -109,6 +112,103 @@ def test_tiles_equal_the_whole_section(
     assert (np.abs(found - np.rint(whole * 255)) > 0).mean() < 1e-3
     assert np.array_equal(read_all(f"{job.output.path}/{MASK}"), found > THRESHOLD * 255)
     assert (job.output.objects.size(f"{LEVEL}/c/0/0/0") or 0) > 0
+
+
+@pytest.mark.parametrize(
+    ("preset", "depth", "context", "classes", "seed", "shape", "tile_px", "tta", "dtype"),
+    [  # the seeds give weights of which more than one class comes out
+        ("default", 4, 0, 3, 5, (2, 61, 77), 24, "none", "uint8"),
+        ("paper", 3, 1, 4, 7, (2, 61, 47), 20, "none", "uint8"),
+        ("keras", 3, 0, 5, 0, (15, 61, 47), 12, "none", "float16"),
+        ("default", 4, 0, 3, 5, (2, 61, 47), 24, "dihedral", "uint8"),
+        ("paper", 3, 0, 3, 7, (1, 1, 37), 16, "flips", "float16"),
+        ("default", 3, 0, 2, 3, (2, 61, 47), 20, "none", "float16"),  # two are membrane or not
+        ("paper", 3, 0, 1, 3, (2, 61, 47), 20, "dihedral", "float16"),
+    ],
+)
+def test_classes_and_half_precision_equal_the_whole_section(
+    preset: str,
+    depth: int,
+    context: int,
+    classes: int,
+    seed: int,
+    shape: Triple,
+    tile_px: int,
+    tta: Tta,
+    dtype: Dtype,
+    tmp_path: Path,
+    write_model: Callable[..., str],
+    write_zarr: Callable[..., str],
+    phantom_image: Callable[..., npt.NDArray[np.uint8]],
+    by_plain_loop: Callable[..., Job],
+    read_all: Callable[..., npt.NDArray[Any]],
+) -> None:
+    volume = write_zarr(tmp_path / "volume.zarr", phantom_image(shape, 5))
+    given = {"depth": depth, "base_channels": 4, "in_channels": 1 + 2 * context, "classes": classes, "seed": seed}
+    model = write_model(tmp_path / "m", preset, **given)
+    job = by_plain_loop(volume, model, tmp_path / "out.zarr", tile_px, THRESHOLD, tta=tta, dtype=dtype)
+    tiles = job.layout.blocks.tiles
+    assert tiles.num_tiles > 1
+    assert any(side % tile for side, tile in zip(shape, tiles.tile, strict=True))
+    array = zarr.open_array(f"{job.output.path}/{LEVEL}", mode="r")
+    several, blocks = classes > 2, job.layout.blocks
+    lead = (classes,) if several else ()
+    assert (array.shape, array.dtype.name) == ((*lead, *shape), dtype)
+    assert (array.shards, array.chunks) == ((*lead, *blocks.shard), (*(1 for _ in lead), *job.layout.chunk))
+    found, whole = np.asarray(array[...]), in_one_piece(job)
+    assert np.ptp(found) > (10 if dtype == "uint8" else 10 / 255)
+    if dtype == "uint8":
+        assert np.abs(found - 255 * whole.astype(np.float64)).max() < 0.5 + 1e-3
+        assert (found != np.rint(whole * 255)).mean() < 1e-3
+    else:
+        # Half a step of float16, which is 2**-11 of the value; another shape of window may differ by 1e-7.
+        assert (np.abs(found - whole.astype(np.float64)) <= whole * 2.0**-11 + 1e-6).all()
+        assert (found != whole.astype(np.float16)).mean() < 1e-2
+    label = read_all(f"{job.output.path}/{CLASSES if several else MASK}")
+    if several:
+        assert len(np.unique(label)) > 1
+        assert np.array_equal(label, found.argmax(axis=0))
+    else:
+        assert np.array_equal(label, found.astype(np.float64) > THRESHOLD * (255 if dtype == "uint8" else 1))
+
+
+def of_shade(window: npt.NDArray[np.uint8], halo: int) -> npt.NDArray[np.float32]:
+    """Probabilities of three classes by grey value alone: (1, 3, h, w) without the halo."""
+    grey = window[:, window.shape[1] // 2, halo:-halo, halo:-halo] / np.float32(255)
+    return np.stack([0.3 * grey, 0.5 - 0.5 * grey, 0.5 + 0.2 * grey], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("seam", [0, 1, 2, None])
+def test_the_probe_sees_a_seam_in_any_class_and_counts_changed_classes(
+    seam: int | None, tmp_path: Path, write_zarr: Callable[..., str]
+) -> None:
+    values = np.tile(np.arange(96, dtype=np.uint8), (1, 96, 1))
+    volume = open_volume(write_zarr(tmp_path / "v.zarr", values))
+    tiles = TileGrid((1, 96, 96), (1, 32, 32), (0, 4, 4))
+    box = Box((0, 16, 16), (1, 64, 64))
+
+    def predict(precision: Precision, window: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        found = of_shade(window, 4)
+        if seam is not None and window.shape[2] == 32 + 8:
+            found[:, seam, 3, 3] += 1e-3  # a pixel of every tile, in one class
+        if precision != "float32":
+            columns = found[:, :, 0, 5]
+            found[:, :, 0, 5] = np.roll(columns, 1, axis=1)  # one pixel of every tile gets another likeliest class
+            found[:, :, 1, :] *= 0.5  # and others other probabilities alone
+        return found
+
+    def run() -> SeamCertificate:
+        return probe(
+            predict, volume.read, tiles, box, crop=0, threshold=0.9, precision="bfloat16", may_fall_back=False
+        )  # fmt: skip
+
+    if seam is None:
+        found = run()
+        assert found.seam_max_abs_diff == 0
+        assert found.mask_change_share == pytest.approx(1 / 32**2)
+    else:
+        with pytest.raises(SeamError, match=r"differs from one piece by 0\.001 in probability"):
+            run()
 
 
 def test_probe_passes_with_the_halo_and_refuses_a_smaller_one(

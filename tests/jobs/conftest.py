@@ -62,19 +62,28 @@ def run_job() -> Iterator[Callable[..., Ended]]:
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model for 8-bit volumes: default preset, depth 3, 2 channels."""
+    return write_model(tmp_path_factory.mktemp("model") / "model.safetensors", 1)
+
+
+@pytest.fixture(scope="session")
+def class_model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for three classes."""
+    return write_model(tmp_path_factory.mktemp("model") / "model.safetensors", 3)
+
+
+def write_model(path: Path, classes: int) -> Path:
     from unet_ray.config.network import layers, network_config
     from unet_ray.geometry.receptive_field import halo_px, margin_px
     from unet_ray.network.model_file import ModelMetadata, Normalisation, encode
     from unet_ray.network.unet import new_network
 
-    config = network_config("default", base_channels=2, depth=3)
+    config = network_config("default", base_channels=2, depth=3, classes=classes)
     about = ModelMetadata(
         network=config,
         normalisation=Normalisation(low=0, high=255, dtype="uint8"),
         halo_px=halo_px(layers(config)),
         margin_px=margin_px(layers(config)),
     )
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
     path.write_bytes(encode(new_network(config, 0), about))
     return path
 

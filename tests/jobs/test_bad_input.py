@@ -100,7 +100,7 @@ def test_augment(augment: Job, stack: Stack, labels: Path, tmp_path: Path) -> No
     assert [file.name for file in (tmp_path / "mine").iterdir()] == ["photo.jpg"]
 
 
-def test_segment(segment: Job, stack: Stack, model_file: Path, tmp_path: Path) -> None:
+def test_segment(segment: Job, stack: Stack, model_file: Path, class_model_file: Path, tmp_path: Path) -> None:
     (tmp_path / "foreign.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     (tmp_path / "half.safetensors").write_bytes(model_file.read_bytes()[:5000])
     (tmp_path / "file").write_text("x")
@@ -134,6 +134,8 @@ def test_segment(segment: Job, stack: Stack, model_file: Path, tmp_path: Path) -
     ):
         mask = stack(name, np.ones(shape, np.uint8))
         refused(name, str(shape), "(3, 64, 72)", *words, flags=("--mask", str(mask)))
+    refused("leave --threshold out", "3 classes", flags=("--threshold", "0.4"), model=class_model_file)
+    refused("leave it out", "3 classes", flags=("--tiff-format", "challenge"), model=class_model_file)
     assert not (tmp_path / "o.zarr").exists()
     assert (tmp_path / "file").read_text() == "x"
 
@@ -179,6 +181,7 @@ def test_pipeline(call_job: Job, stack: Stack, labels: Path, tmp_path: Path) -> 
     config.write_text("{}\n")
     refused("--mask is for --volume", "give --volume", flags=("--mask", labels))
     refused("--images and --labels go together", flags=("--images", labels))
+    refused("no membrane", "one after the other", flags=("--augment.label-kind", "classes"))
     refused("no sections are set apart", flags=("--images", stack("i.tif"), "--labels", labels))
     assert_refused(call_job("pipeline", "--config", tmp_path / "no.yaml"), "pipeline", "cannot be read")
     assert not (tmp_path / "p").exists()

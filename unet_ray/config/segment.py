@@ -13,7 +13,7 @@ class SegmentSettings(Config):
     tile_px: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Output side of a tile, pixels, a multiple of the network's pooling factor; auto: the fastest for this volume by a short measurement on the hardware; where it takes under five minutes, the side with least overhang."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Membrane where the probability is above this, 0 to 1."""
+    """Membrane where the probability is above this, 0 to 1; several classes have none, there the likeliest is taken."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the network; auto: bfloat16 where the hardware computes with it and the seam probe passes."""
     tta: Literal["none", "flips", "dihedral"] = "none"
@@ -34,7 +34,7 @@ class SegmentConfig(SegmentSettings):
     model: str
     """Model file that the train job wrote (model.safetensors)."""
     output: str
-    """OME-Zarr image to write (P.zarr), a path or URL: membrane probability, and the mask as label image."""
+    """OME-Zarr image to write (P.zarr), a path or URL: membrane probability with the mask as label image; of several classes, each one's probability with the likeliest as label image."""
     mask: str | None = None
     """Volume that is above 0 where to segment, such as to leave out empty resin: of the volume's shape, or of that divided by a whole factor per axis and rounded up. Outside, probability and mask are 0."""
     sections: tuple[str, ...] = ()
@@ -42,9 +42,9 @@ class SegmentConfig(SegmentSettings):
     roi: str | None = None
     """Region to segment, z0:z1,y0:y1,x0:x1 in voxels, stops excluded, an empty end the volume's own; None: all. The output keeps the whole volume's shape; TIFF files hold the region alone."""
     tiff: str | None = None
-    """Mask as TIFF, 255 = membrane."""
+    """Mask as TIFF, 255 = membrane; of several classes the index of the likeliest."""
     probability_tiff: str | None = None
-    """Membrane probability as TIFF, 0..255 = 0..1; challenge format: float32, 1 = cell."""
+    """Membrane probability as TIFF, 0..255 = 0..1; of several classes a channel each; challenge format: float32, 1 = cell."""
     tiff_format: Literal["plain", "challenge"] = "plain"
     """challenge: --probability-tiff becomes the ISBI 2012 submission, 32-bit float, 1 = cell."""
     workers: Annotated[int, Field(ge=1)] | None = None

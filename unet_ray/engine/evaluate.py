@@ -1,6 +1,7 @@
 """A prediction against labels: sections are scored on workers, their counts joined on the driver."""
 
 import json
+import re
 import time
 from typing import Any
 
@@ -21,7 +22,7 @@ from unet_ray.numerics.thresholds import THRESHOLDS, Polarity, cell_probability
 from unet_ray.report.pictures import PanelRow, panels_png
 from unet_ray.report.progress import Progress
 from unet_ray.storage.objects import open_objects
-from unet_ray.storage.segmentation import Segmentation
+from unet_ray.storage.segmentation import CLASSES, Segmentation
 from unet_ray.storage.volume import Volume, open_volume
 
 METRICS = "metrics.json"
@@ -39,6 +40,7 @@ def evaluate(config: EvaluateConfig) -> Summary:
         InputError: inputs are wrong; nothing was started.
     """
     began = time.time()
+    _refuse_classes(config.prediction)
     prediction, labels = open_volume(config.prediction), open_volume(config.labels)
     if prediction.shape != labels.shape:
         raise LabelError(
@@ -86,15 +88,30 @@ def evaluate(config: EvaluateConfig) -> Summary:
     return summary | {"seconds": round(time.time() - began, 2)}
 
 
-def _refuse_unwritten(path: str, sections: tuple[int, ...]) -> None:
-    """A segmentation of ours must be complete where it is scored: unwritten blocks would read as 0."""
+def _segmentation(path: str) -> Segmentation | None:
+    """The segmentation of ours at a path, if there is one."""
     try:
         segmentation = Segmentation(path)
-        if segmentation.attributes() is None:
-            return
+        return None if segmentation.attributes() is None else segmentation
     except (OutputMismatchError, OSError):
-        return  # another's zarr, or a file
-    missing = segmentation.unwritten_blocks(sections)
+        return None  # another's zarr, or a file
+
+
+def _refuse_classes(path: str) -> None:
+    """Several classes have no membrane to score; as a mask their indices would be read as probabilities."""
+    # The segmentation, one of its arrays, or its label image.
+    segmentation = _segmentation(re.sub(rf"(/{CLASSES})?(/\d+)?/*$", "", path))
+    if segmentation is not None and segmentation.classes() > 1:
+        raise ConfigError(
+            f"--prediction {path} tells {segmentation.classes()} classes apart, but evaluate scores membranes; give a "
+            f"segmentation by a model of at most 2 classes, or compare {CLASSES} with your labels by other means"
+        )
+
+
+def _refuse_unwritten(path: str, sections: tuple[int, ...]) -> None:
+    """A segmentation of ours must be complete where it is scored: unwritten blocks would read as 0."""
+    segmentation = _segmentation(path)
+    missing = 0 if segmentation is None else segmentation.unwritten_blocks(sections)
     if missing:
         raise VolumeError(
             f"--prediction {path} has {missing} blocks unwritten in the chosen sections; run the same jobs/segment.py "

@@ -3,10 +3,37 @@
 from unet_ray.config.base import VoxelSize
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.labelled_stacks import sample_volume
-from unet_ray.errors import VolumeError
+from unet_ray.errors import ConfigError, ModelFileError, VolumeError
 from unet_ray.network.model_file import ModelMetadata
 from unet_ray.numerics.intensity import IntensityMap
 from unet_ray.storage.volume import Volume
+
+# Their indices are stored in 8 bits.
+MOST_CLASSES = 256
+
+
+def check_classes(config: SegmentConfig, classes: int) -> None:
+    """Whether what is asked for makes sense for as many classes as the model tells apart; up to 2 are membrane or not.
+
+    Raises:
+        ConfigError: a mask's threshold or the challenge's format for several classes.
+        ModelFileError: more classes than can be stored.
+    """
+    if classes <= 2:
+        return
+    tells = f"model {config.model} tells {classes} classes apart"
+    if config.threshold != SegmentConfig.model_fields["threshold"].default:
+        raise ConfigError(
+            f"--threshold {config.threshold:g} is for a mask of membrane, but {tells}, of which the likeliest is "
+            "taken; leave --threshold out"
+        )
+    if config.tiff_format == "challenge":
+        raise ConfigError(
+            f"--tiff-format challenge is a submission of membranes, but {tells}; leave it out to have every class's "
+            "probability as a channel of --probability-tiff"
+        )
+    if classes > MOST_CLASSES:
+        raise ModelFileError(f"{tells}, but segmentation stores at most {MOST_CLASSES}; train on fewer classes")
 
 
 def check_fit(config: SegmentConfig, volume: Volume, metadata: ModelMetadata) -> None:

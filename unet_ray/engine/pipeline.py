@@ -33,7 +33,8 @@ def pipeline(config: PipelineConfig) -> Summary:
         raise ConfigError("--images and --labels go together; give both, or neither for the demo")
     if config.augment.label_kind == "classes":
         raise ConfigError(
-            "--augment.label-kind classes has no membrane that the pipeline could score; run augment and train alone"
+            "--augment.label-kind classes has no membrane that the pipeline could score; run the jobs augment, train "
+            "and segment one after the other"
         )
     if config.mask is not None and config.volume is None:
         raise ConfigError("--mask is for --volume, and the labelled stack is segmented whole; give --volume as well")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,8 @@ class SeamCertificate:
 
     Attributes:
         seam_max_abs_diff: largest difference in probability between tiles and one piece, float32.
-        mask_change_share: share of mask pixels that the chosen precision changes against float32.
+        mask_change_share: share of mask pixels that the chosen precision changes against float32; of several classes,
+            share of pixels with another likeliest class.
         box: the region compared, (z, y, x) start and stop.
         precision: the precision that will be used.
         note: why it is not the one wanted; empty where it is.
@@ -51,12 +53,12 @@ def probe(
     """Predict ``box`` in one piece and by the tiles that touch it, in float32 and in ``precision``.
 
     Args:
-        predict: (precision, (1, c, h, w) window) to (1, h', w') probabilities.
+        predict: (precision, (1, c, h, w) window) to (1, h', w') probabilities, or (1, k, h', w') of k classes.
         read: grey values of a read box, mirrored outside the volume.
         tiles: the grid that will be used.
         box: region in one section, its sides on the pooling grid; what overhangs the volume is not compared.
         crop: pixels between an output's edge and its tile: halo - margin.
-        threshold: of the mask.
+        threshold: of the mask; several classes have none.
         precision: the precision wanted.
         may_fall_back: use float32 where ``precision`` changes too much of the mask.
 
@@ -66,18 +68,19 @@ def probe(
     window = read(box.grow(tiles.halo))[None]
     box = box.intersect(Box.of_shape(tiles.volume))
     whole = _inside(predict("float32", window), crop, box)
-    pieces = np.full(box.shape[1:], np.nan, np.float32)
+    pieces = np.full(whole.shape, np.nan, np.float32)
     changed = pixels = 0
     for tile in BlockGrid(tiles, (1, 1, 1)).blocks_touching(box):
         write = tiles.write_box(tile)
         shared = write.intersect(box)
         window = read(tiles.read_box(tile))[None]
         exact = _inside(predict("float32", window), crop, write)
-        pieces[shared.relative_to(box.start).slices[1:]] = exact[shared.relative_to(write.start).slices[1:]]
+        there, here = shared.relative_to(box.start).slices[1:], shared.relative_to(write.start).slices[1:]
+        pieces[(..., *there)] = exact[(..., *here)]
         if precision != "float32":
             lower = _inside(predict(precision, window), crop, write)
-            changed += int(((lower > threshold) != (exact > threshold)).sum())
-        pixels += exact.size
+            changed += int((_label(lower, threshold) != _label(exact, threshold)).sum())
+        pixels += write.voxels
     seam = float(np.abs(whole - pieces).max())
     if not seam <= LARGEST_SEAM:
         raise SeamError(
@@ -100,5 +103,12 @@ def probe(
 
 
 def _inside(output: npt.NDArray[np.float32], crop: int, box: Box) -> npt.NDArray[np.float32]:
+    """Probabilities of the pixels that belong to a box of one section, ((k,) y, x)."""
     _, height, width = box.shape
-    return output[0, crop : crop + height, crop : crop + width]
+    return output[0, ..., crop : crop + height, crop : crop + width]
+
+
+def _label(probability: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[Any]:
+    """Mask of ((y, x)) probabilities, or the likeliest class of (k, y, x)."""
+    label: npt.NDArray[Any] = probability > threshold if probability.ndim == 2 else probability.argmax(axis=0)
+    return label

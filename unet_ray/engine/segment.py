@@ -18,21 +18,21 @@ from unet_ray.engine.blocks import Outcome, run_blocks, run_length
 from unet_ray.engine.bottleneck import bottleneck
 from unet_ray.engine.calibration import Calibration
 from unet_ray.engine.cluster import cluster, fetched, pool_size, threads_each
-from unet_ray.engine.model_fit import check_fit, grey_levels, voxel_size
+from unet_ray.engine.model_fit import check_classes, check_fit, grey_levels, voxel_size
 from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.pyramid import anything_missing, build_pyramid, make_masks
 from unet_ray.engine.seam_probe import SeamCertificate
 from unet_ray.engine.segment_forecast import forecast
 from unet_ray.engine.segment_plan import layout_for, resolve_tile_px
 from unet_ray.engine.segment_worker import Job, SegmentWorker, calibrate_on_worker, probe_on_worker
-from unet_ray.errors import ConfigError, ModelFileError
+from unet_ray.errors import ConfigError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import Box, triple
 from unet_ray.network.model_file import decode
 from unet_ray.report.progress import Progress
 from unet_ray.storage.fingerprint import digest
 from unet_ray.storage.mask_volume import open_mask
-from unet_ray.storage.segmentation import FORMAT_VERSION, MASK, Segmentation, SegmentationLayout
+from unet_ray.storage.segmentation import FORMAT_VERSION, Segmentation, SegmentationLayout
 from unet_ray.storage.tiff import Kind, write_tiff
 from unet_ray.storage.volume import Volume, open_volume
 
@@ -61,11 +61,7 @@ def segment(config: SegmentConfig) -> Summary:
         raise ConfigError(f"--sections names no section of --roi {config.roi}; widen one of them")
     model = read_model_file(config.model)
     network, _, metadata = decode(model, config.model)
-    if network.classes > 2:
-        raise ModelFileError(
-            f"model {config.model} tells {network.classes} classes apart, but segmentation writes the membrane alone; "
-            "train on labels of at most 2 classes"
-        )
+    check_classes(config, network.classes)
     check_fit(config, volume, metadata)
     output = Segmentation(config.output)
     intensity = grey_levels(config, volume, metadata)
@@ -101,7 +97,7 @@ def segment(config: SegmentConfig) -> Summary:
         for level, block in sorted(set(output.verify(layout))):
             where = f"block {block}" if level == 0 else f"block {block} of level {level}"
             print(f"segment: {where} of {config.output} is damaged and will be made again", file=sys.stderr)
-    if stored is not None and stored["threshold"] != config.threshold:
+    if stored is not None and layout.classes == 1 and stored["threshold"] != config.threshold:
         output.drop_masks(layout)
         stored = stored | {"threshold": config.threshold}
         output.set_attributes(stored)
@@ -131,7 +127,7 @@ def segment(config: SegmentConfig) -> Summary:
                     print(f"segment: {certificate.note}", file=sys.stderr)
                 stored = {
                     "made_with": asked | {"tile_px": calibration.tile_px, "precision": certificate.precision},
-                    "threshold": config.threshold,
+                    **({"threshold": config.threshold} if layout.classes == 1 else {}),
                     "threads": threads,
                     "tiles_at_once": calibration.tiles_at_once,
                     "calibration": calibration.pixels_per_second,
@@ -187,7 +183,7 @@ def segment(config: SegmentConfig) -> Summary:
         summary["failures"] = failed_above
         print(f"segment: the pyramid is incomplete; {failed_above[0]}; run the same command again", file=sys.stderr)
     else:
-        _export(config, sections, region)
+        _export(config, layout, sections, region)
     return summary | {"seconds": round(time.time() - began, 2)}
 
 
@@ -306,27 +302,30 @@ def _segment_blocks(
     return outcome, min(started, default=time.time())
 
 
-def _export(config: SegmentConfig, sections: tuple[int, ...], region: Box) -> None:
+def _export(config: SegmentConfig, layout: SegmentationLayout, sections: tuple[int, ...], region: Box) -> None:
     """Write the TIFF files that were asked for, of a region's sections, as streams from the finished output."""
     _, top, left = region.start
     _, height, width = region.shape
-    wanted = {config.tiff: MASK, config.probability_tiff: ""}
-    for path, group in wanted.items():
+    output = Segmentation(config.output)
+    label: Kind = "mask" if layout.classes == 1 else "classes"
+    probability: Kind = "challenge" if config.tiff_format == "challenge" else "probability"
+    for path, kind in ((config.tiff, label), (config.probability_tiff, probability)):
         if path is None:
             continue
-        stored = open_volume(f"{config.output.rstrip('/')}/{group}".rstrip("/"))
+        stored = [output.open_label(layout)] if kind == label else output.open_probabilities(layout)
 
-        def read_rows(z: int, start: int, stop: int, stored: Volume = stored) -> npt.NDArray[Any]:
-            box = Box((sections[z], top + start, left), (sections[z] + 1, top + stop, left + width))
-            rows: npt.NDArray[Any] = stored.read(box)[0]
+        def read_rows(page: int, start: int, stop: int, stored: list[Volume] = stored) -> npt.NDArray[Any]:
+            place, channel = divmod(page, len(stored))
+            box = Box((sections[place], top + start, left), (sections[place] + 1, top + stop, left + width))
+            rows: npt.NDArray[Any] = stored[channel].read(box)[0]
             return rows
 
-        kind: Kind = "mask" if group else "challenge" if config.tiff_format == "challenge" else "probability"
         write_tiff(
             path,
             read_rows,
             shape=(len(sections), height, width),
             kind=kind,
-            voxel_size_nm=stored.voxel_size_nm,
+            channels=len(stored),
+            voxel_size_nm=stored[0].voxel_size_nm,
             threads=os.cpu_count() or 1,
         )
