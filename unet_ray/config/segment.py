@@ -14,6 +14,8 @@ class SegmentSettings(Config):
     """Output side of a tile, pixels, a multiple of the network's pooling factor; auto: the fastest for this volume by a short measurement on the hardware; where it takes under five minutes, the side with least overhang."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Membrane where the probability is above this, 0 to 1; several classes have none, there the likeliest is taken."""
+    probability_dtype: Literal["uint8", "float16"] = "uint8"
+    """Of the stored probabilities: uint8 (0..255 = 0..1), or float16 (0..1; twice the bytes, for thresholds close to 0 or 1)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the network; auto: bfloat16 where the hardware computes with it and the seam probe passes."""
     tta: Literal["none", "flips", "dihedral"] = "none"
@@ -44,7 +46,7 @@ class SegmentConfig(SegmentSettings):
     tiff: str | None = None
     """Mask as TIFF, 255 = membrane; of several classes the index of the likeliest."""
     probability_tiff: str | None = None
-    """Membrane probability as TIFF, 0..255 = 0..1; of several classes a channel each; challenge format: float32, 1 = cell."""
+    """Membrane probability as TIFF, 0..255 = 0..1 whatever is stored, of several classes a channel each; challenge format: float32, 1 = cell."""
     tiff_format: Literal["plain", "challenge"] = "plain"
     """challenge: --probability-tiff becomes the ISBI 2012 submission, 32-bit float, 1 = cell."""
     workers: Annotated[int, Field(ge=1)] | None = None

@@ -32,7 +32,7 @@ from unet_ray.network.model_file import decode
 from unet_ray.report.progress import Progress
 from unet_ray.storage.fingerprint import digest
 from unet_ray.storage.mask_volume import open_mask
-from unet_ray.storage.segmentation import FORMAT_VERSION, Segmentation, SegmentationLayout
+from unet_ray.storage.segmentation import FORMAT_VERSION, UNSAID, Segmentation, SegmentationLayout
 from unet_ray.storage.tiff import Kind, write_tiff
 from unet_ray.storage.volume import Volume, open_volume
 
@@ -72,6 +72,7 @@ def segment(config: SegmentConfig) -> Summary:
         "model": digest(model),
         "intensity": intensity.model_dump(),
         "tta": config.tta,
+        "probability_dtype": config.probability_dtype,
         **{key: value for key in ("tile_px", "precision") if (value := getattr(config, key)) != "auto"},
         # Only where there is one, so that outputs from before masks were known go on.
         **({} if mask is None else {"mask": mask.identity()}),
@@ -81,7 +82,8 @@ def segment(config: SegmentConfig) -> Summary:
     side = config.tile_px if stored is None else stored["made_with"]["tile_px"]
     tile_px = resolve_tile_px(side, volume.shape, network)
     factors = None if stored is None else tuple(triple(factor) for factor in stored["pyramid"])
-    layout = layout_for(volume.shape, tile_px, network, voxel_size(config, volume, metadata), factors)
+    voxel_nm = voxel_size(config, volume, metadata)
+    layout = layout_for(volume.shape, tile_px, network, voxel_nm, factors, config.probability_dtype)
     chosen = _chosen(layout, sections, region)
     job = Job(
         volume, model, intensity, output, layout, config.threshold, threads=1, use_gpu=config.use_gpu, tta=config.tta,
@@ -125,8 +127,9 @@ def segment(config: SegmentConfig) -> Summary:
                 certificate, resolved = _resolve(job, config)
                 if certificate.note:
                     print(f"segment: {certificate.note}", file=sys.stderr)
+                said = {key: value for key, value in asked.items() if key not in UNSAID or value != UNSAID[key]}
                 stored = {
-                    "made_with": asked | {"tile_px": calibration.tile_px, "precision": certificate.precision},
+                    "made_with": said | {"tile_px": calibration.tile_px, "precision": certificate.precision},
                     **({"threshold": config.threshold} if layout.classes == 1 else {}),
                     "threads": threads,
                     "tiles_at_once": calibration.tiles_at_once,
