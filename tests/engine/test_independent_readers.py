@@ -16,6 +16,9 @@ from ome_zarr_models.v05.image_label import ImageLabel
 
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.segment import segment
+from unet_ray.geometry.tiles import BlockGrid, TileGrid
+from unet_ray.storage.probability import Dtype, stored
+from unet_ray.storage.segmentation import CLASSES, Segmentation, SegmentationLayout
 
 SHAPE, VOXEL_SIZE = (3, 530, 400), (50.0, 4.0, 4.0)
 
@@ -80,3 +83,24 @@ def test_chunks_and_shards_keep_the_rules_of_neuroglancer(output: Path) -> None:
         outer = document["chunk_grid"]["configuration"]["chunk_shape"]
         assert all(side % chunk == 0 for side, chunk in zip(outer, inner["chunk_shape"], strict=True))
         assert np.prod(inner["chunk_shape"]) <= 2**20
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
+def test_several_classes_are_channels_to_others_too(dtype: Dtype, tmp_path: Path) -> None:
+    blocks = BlockGrid(TileGrid((2, 40, 50), (1, 32, 32)), (2, 1, 1))
+    layout = SegmentationLayout(blocks, (1, 16, 16), VOXEL_SIZE, ((1, 2, 2),), classes=3, dtype=dtype)
+    written = Segmentation(str(tmp_path / "out.zarr"))
+    written.create(layout, {})
+    values = stored(np.random.default_rng(0).random((3, 2, 40, 50), np.float32), dtype)
+    for block in range(blocks.num_blocks):
+        inside = values[(slice(None), *blocks.write_box(block).slices)]
+        written.put(written.encode(layout, block, inside, 0.5))
+    image, _, label = list(Reader(parse_url(written.path))())
+    assert [axis["name"] for axis in image.metadata["axes"]] == ["c", "z", "y", "x"]
+    assert image.metadata["channel_names"] == ["class 0", "class 1", "class 2"]
+    assert image.metadata["contrast_limits"] == [[0, 255 if dtype == "uint8" else 1]] * 3
+    assert (np.asarray(image.data[0]) == values).all()
+    assert (np.asarray(label.data[0]) == values.argmax(axis=0)).all()
+    assert set(label.metadata["color"]) == {0, 1, 2}
+    assert isinstance(ome_zarr_models.open_ome_zarr(zarr.open_group(written.path, mode="r")), Image)
+    assert isinstance(ome_zarr_models.open_ome_zarr(zarr.open_group(f"{written.path}/{CLASSES}", mode="r")), ImageLabel)
