@@ -268,3 +268,26 @@ def test_half_precision_is_another_output_and_scores_like_the_bytes(
     }
     assert scores["half"]["pixel_error"] == pytest.approx(scores["byte"]["pixel_error"], abs=0.05)
     assert scores["half"]["dice"] == pytest.approx(scores["byte"]["dice"], abs=0.05)
+
+
+def test_a_mask_and_several_tiles_at_once_serve_every_kind(
+    kind: str,
+    asked: dict[str, dict[str, Any]],
+    made: dict[str, tuple[Path, Any]],
+    tmp_path: Path,
+    write_zarr: Callable[..., str],
+) -> None:
+    inside = np.zeros(SHAPE, np.uint8)
+    inside[0, 5:30, 3:37] = 1
+    mask = write_zarr(tmp_path / "mask.zarr", inside)
+    given = asked[kind] | {"mask": mask, "tiles_at_once": 3, "output": f"{tmp_path}/out.zarr"}
+    summary = segment(SegmentConfig(**given))
+    assert (summary["tiles_at_once"], summary["tiles_masked"] > 0) == (3, True)
+    found, whole = array(tmp_path / "out.zarr", "0"), array(made[kind][0], "0")
+    assert not found[..., inside == 0].any()
+    # Several at once may round the last bit differently.
+    apart = np.abs(found.astype(float) - whole.astype(float))[..., inside == 1]
+    assert apart.max() <= (1 if kind == "classes" else 2**-10)
+    assert found[..., inside == 1].any()
+    label = array(tmp_path / "out.zarr", f"{CLASSES if kind == 'classes' else MASK}/0")
+    assert np.array_equal(label, label_of(kind, found))

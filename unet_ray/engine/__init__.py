@@ -16,3 +16,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 # How often the training controller asks its workers; each checkpoint waits for it (default 2 s).
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+# Ray calls what a worker does from a thread, whose heap glibc takes from the kernel and gives back with each large
+# tensor, whatever `keep_freed_memory` says: only the first heap of a process keeps. With one heap for all threads a
+# forward pass on a CPU is about a tenth faster.
+os.environ.setdefault("MALLOC_ARENA_MAX", "1")

@@ -1,6 +1,5 @@
 """A volume into its segmentation: Ray Data over block numbers, actors that hold the model."""
 
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -8,7 +7,6 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-import numpy.typing as npt
 import ray
 
 from unet_ray.command import Summary
@@ -22,6 +20,7 @@ from unet_ray.engine.model_fit import check_classes, check_fit, grey_levels, vox
 from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.pyramid import anything_missing, build_pyramid, make_masks
 from unet_ray.engine.seam_probe import SeamCertificate
+from unet_ray.engine.segment_export import export_tiff
 from unet_ray.engine.segment_forecast import forecast
 from unet_ray.engine.segment_plan import layout_for, resolve_tile_px
 from unet_ray.engine.segment_worker import Job, SegmentWorker, calibrate_on_worker, probe_on_worker
@@ -33,8 +32,7 @@ from unet_ray.report.progress import Progress
 from unet_ray.storage.fingerprint import digest
 from unet_ray.storage.mask_volume import open_mask
 from unet_ray.storage.segmentation import FORMAT_VERSION, UNSAID, Segmentation, SegmentationLayout
-from unet_ray.storage.tiff import Kind, write_tiff
-from unet_ray.storage.volume import Volume, open_volume
+from unet_ray.storage.volume import open_volume
 
 MOST_THREADS = 4
 NAMED_FAILURES = 8
@@ -186,7 +184,7 @@ def segment(config: SegmentConfig) -> Summary:
         summary["failures"] = failed_above
         print(f"segment: the pyramid is incomplete; {failed_above[0]}; run the same command again", file=sys.stderr)
     else:
-        _export(config, layout, sections, region)
+        export_tiff(config, layout, sections, region)
     return summary | {"seconds": round(time.time() - began, 2)}
 
 
@@ -303,32 +301,3 @@ def _segment_blocks(
             on_row=on_row,
         )
     return outcome, min(started, default=time.time())
-
-
-def _export(config: SegmentConfig, layout: SegmentationLayout, sections: tuple[int, ...], region: Box) -> None:
-    """Write the TIFF files that were asked for, of a region's sections, as streams from the finished output."""
-    _, top, left = region.start
-    _, height, width = region.shape
-    output = Segmentation(config.output)
-    label: Kind = "mask" if layout.classes == 1 else "classes"
-    probability: Kind = "challenge" if config.tiff_format == "challenge" else "probability"
-    for path, kind in ((config.tiff, label), (config.probability_tiff, probability)):
-        if path is None:
-            continue
-        stored = [output.open_label(layout)] if kind == label else output.open_probabilities(layout)
-
-        def read_rows(page: int, start: int, stop: int, stored: list[Volume] = stored) -> npt.NDArray[Any]:
-            place, channel = divmod(page, len(stored))
-            box = Box((sections[place], top + start, left), (sections[place] + 1, top + stop, left + width))
-            rows: npt.NDArray[Any] = stored[channel].read(box)[0]
-            return rows
-
-        write_tiff(
-            path,
-            read_rows,
-            shape=(len(sections), height, width),
-            kind=kind,
-            channels=len(stored),
-            voxel_size_nm=stored[0].voxel_size_nm,
-            threads=os.cpu_count() or 1,
-        )
