@@ -10,6 +10,7 @@ import zarr
 from block_workers import InvertWorker, grid_of, make_volume
 
 
+@pytest.mark.slow
 def test_it_returns_the_overhead_of_a_block_and_the_drivers_memory() -> None:
     record = json.loads(json.dumps(bench_blocks.main(["--blocks", "40", "--workers", "1", "--repeats", "1"])))
     (alone,), (job,) = record["results"]["plain_all"], record["results"]["job_all"]

@@ -22,6 +22,7 @@ TOY = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_returns_rates_of_all_and_ratios_of_the_job() -> None:
     asked = [*TOY, "--peers", "--peer-mvoxels", "0.01", "--peer-roi", "32", "--parts", "job"]
     record = json.loads(json.dumps(bench_segment.main(asked)))

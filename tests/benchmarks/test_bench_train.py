@@ -5,6 +5,7 @@ from pathlib import Path
 
 import bench_train
 import numpy as np
+import pytest
 
 from unet_ray.storage.patch_cache import CachePlan, Patch, PatchCache
 
@@ -16,6 +17,7 @@ MADE_WITH = {
 }
 
 
+@pytest.mark.slow
 def test_it_returns_rates_and_their_ratio(tmp_path: Path) -> None:
     cache = PatchCache(str(tmp_path / "cache.zarr"))
     plan = cache.create_or_extend(CachePlan(30, 32, 0, 1, 15, 1, (32, 32)), MADE_WITH)
