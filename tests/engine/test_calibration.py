@@ -115,12 +115,16 @@ def test_a_pass_that_does_not_fit_into_memory_is_left_out(monkeypatch: pytest.Mo
     clock(monkeypatch, lambda side, tiles: 1e3 * tiles)
 
     def small_device(windows: npt.NDArray[np.uint8]) -> None:
-        if windows.size > 4 * 448**2:
+        if windows.size > 4 * 448**2:  # more than one of 704, less than one of 960
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     found = calibrate(small_device, (500, 700, 700), NETWORK, "cuda")
     assert "256 x 4" in found.pixels_per_second
     assert "256 x 16" not in found.pixels_per_second
+    asked = clock(monkeypatch, lambda side, _: float(side))  # larger would be faster
+    found = calibrate(small_device, (500, 1024, 1024), NETWORK, "cpu")
+    assert [shape[2] - 2 * HALO for shape in asked] == [256, 512, 768]
+    assert found.tile_px < 768
     with pytest.raises(ValueError, match="shapes"):
         calibrate(lambda _: (_ for _ in ()).throw(ValueError("shapes")), (5, 700, 700), NETWORK, "cuda")
 

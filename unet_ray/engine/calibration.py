@@ -48,12 +48,12 @@ def calibrate(
     *,
     tile_px: int | None = None,
     tiles_at_once: int | None = None,
-    worth_seconds: float = WORTH_SECONDS,
 ) -> Calibration:
     """Time forward passes, the smallest side first, and choose what a volume takes the least time with.
 
-    A volume that the smallest side says to be done in less than ``worth_seconds`` keeps the side with the fewest
-    pixels to compute. A count of tiles that does not fit into memory is left out.
+    A volume that the smallest side says to be done in less than `WORTH_SECONDS` by this one device keeps the
+    side with the fewest pixels to compute. A count of tiles that does not fit into memory is left out, and so is
+    every side above one that does not.
 
     Args:
         predict: the forward pass of windows (n, c, side, side), uint8.
@@ -62,7 +62,6 @@ def calibrate(
         device: "cpu" or "cuda".
         tile_px: the side, where it is not to be chosen.
         tiles_at_once: the tiles of a pass, where they are not to be chosen.
-        worth_seconds: that the whole volume takes on this one device.
     """
     factor, halo = pooling_factor(layers(network)), halo_px(layers(network))
     possible = tile_sides(volume, factor)
@@ -71,6 +70,7 @@ def calibrate(
     least = min(computed_px(volume, side, halo) for side in possible) * volume[0]
     measured: dict[tuple[int, int], float] = {}
     for side in [tile_px] if tile_px is not None else list(sides) or [possible[-1]]:
+        fits = False
         for tiles in counts:
             shape = (tiles, network.in_channels, side + 2 * halo, side + 2 * halo)
             pixels = tiles * shape[2] * shape[3]
@@ -78,11 +78,15 @@ def calibrate(
                 break
             try:
                 measured[side, tiles] = pixels / _seconds(predict, np.full(shape, 127, np.uint8))
+                fits = True
             except Exception as error:
                 if not measured or not is_out_of_memory(error):
                     raise
                 break
-        if least / max(measured.values()) < worth_seconds:
+        if not fits:
+            possible = range(possible.start, side, factor)
+            break
+        if least / max(measured.values()) < WORTH_SECONDS:
             break
     if tile_px is not None:
         possible = range(tile_px, tile_px + 1)

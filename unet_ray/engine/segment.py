@@ -15,7 +15,7 @@ from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.blocks import Outcome, run_blocks, run_length
 from unet_ray.engine.bottleneck import bottleneck
 from unet_ray.engine.calibration import Calibration
-from unet_ray.engine.cluster import cluster, fetched, pool_size, threads_each
+from unet_ray.engine.cluster import cluster, pool_size, threads_each
 from unet_ray.engine.model_fit import check_classes, check_fit, grey_levels, voxel_size
 from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.pyramid import anything_missing, build_pyramid, make_masks
@@ -23,7 +23,7 @@ from unet_ray.engine.seam_probe import SeamCertificate
 from unet_ray.engine.segment_export import export_tiff
 from unet_ray.engine.segment_forecast import forecast
 from unet_ray.engine.segment_plan import layout_for, resolve_tile_px
-from unet_ray.engine.segment_worker import Job, SegmentWorker, calibrate_on_worker, probe_on_worker
+from unet_ray.engine.segment_worker import Job, SegmentWorker, calibrate_on_worker, on_worker, probe_on_worker
 from unet_ray.errors import ConfigError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import Box, triple
@@ -254,8 +254,7 @@ def _calibrated(job: Job, config: SegmentConfig) -> tuple[Job, Calibration]:
     if config.tile_px != "auto" and (config.tiles_at_once != "auto" or not job.use_gpu):
         found = Calibration(config.tile_px, 1 if config.tiles_at_once == "auto" else config.tiles_at_once, {})
     else:
-        task = ray.remote(num_cpus=job.threads, num_gpus=1 if job.use_gpu else 0)(calibrate_on_worker)
-        found = fetched(task.remote(job, config.precision, config.tile_px, config.tiles_at_once))
+        found = on_worker(job, calibrate_on_worker, job, config.precision, config.tile_px, config.tiles_at_once)
     network, _, _ = decode(job.model)
     layout = layout_for(job.volume.shape, found.tile_px, network, job.layout.voxel_size_nm, dtype=job.layout.dtype)
     return replace(job, layout=layout, tiles_at_once=found.tiles_at_once), found
@@ -263,8 +262,7 @@ def _calibrated(job: Job, config: SegmentConfig) -> tuple[Job, Calibration]:
 
 def _resolve(job: Job, config: SegmentConfig) -> tuple[SeamCertificate, str]:
     """Precision and seam certificate, found on a worker of the kind that will compute."""
-    task = ray.remote(num_cpus=job.threads, num_gpus=1 if job.use_gpu else 0)(probe_on_worker)
-    found: tuple[SeamCertificate, str] = fetched(task.remote(job, config.precision))
+    found: tuple[SeamCertificate, str] = on_worker(job, probe_on_worker, job, config.precision)
     return found
 
 

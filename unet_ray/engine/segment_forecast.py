@@ -2,16 +2,15 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from unet_ray.engine.cluster import fetched
 from unet_ray.engine.mask_survey import some_of, survey
 from unet_ray.engine.process_memory import peak_rss_bytes
-from unet_ray.engine.segment_worker import Job, SegmentWorker
+from unet_ray.engine.segment_worker import Job, SegmentWorker, on_worker
 from unet_ray.network.predict import Precision
 from unet_ray.report.progress import duration, number
 from unet_ray.storage.segmentation import SegmentationLayout
@@ -109,16 +108,16 @@ def forecast(
     seconds, size, rss, masked = 0.0, 0.0, 0, 0
     inside, shares = todo, (1.0, 1.0)
     if job.mask is not None:
-        looked_at = _on_worker(job, survey, job.mask, grid, some_of(todo))
+        looked_at = on_worker(job, survey, job.mask, grid, some_of(todo))
         inside, shares = looked_at.inside, (looked_at.block_share, looked_at.tile_share)
         masked = round(tiles * (1 - shares[1]))
         if looked_at.outside:
-            found = _on_worker(job, measure, job, precision, spread(looked_at.outside))
+            found = on_worker(job, measure, job, precision, spread(looked_at.outside))
             seconds += len(todo) * (1 - shares[0]) / found.blocks * found.seconds / min(workers, len(todo))
             size += found.bytes / found.voxels * voxels * (1 - shares[0])
             rss = found.worker_rss_bytes
     if inside:
-        found = _on_worker(job, measure, job, precision, spread(inside))
+        found = on_worker(job, measure, job, precision, spread(inside))
         seconds += found.startup_seconds
         seconds += tiles * shares[1] / found.tiles * found.seconds / min(workers, len(todo))
         size += found.bytes / found.voxels * voxels * shares[0]
@@ -141,12 +140,6 @@ def forecast(
         "forecast_cost": cost,
         **({} if job.mask is None else {"forecast_tiles_masked": masked}),
     }
-
-
-def _on_worker(job: Job, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns on a worker of the kind that will compute."""
-    task = ray.remote(num_cpus=job.threads, num_gpus=1 if job.use_gpu else 0)(function)
-    return fetched(task.remote(*arguments))
 
 
 def _with_levels(layout: SegmentationLayout) -> float:

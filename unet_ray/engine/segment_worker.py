@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -15,6 +15,7 @@ import torch
 from unet_ray.config.network import layers
 from unet_ray.engine.block_input import BlockInput
 from unet_ray.engine.calibration import Calibration, calibrate
+from unet_ray.engine.cluster import fetched
 from unet_ray.engine.constant_windows import ConstantWindows, is_constant
 from unet_ray.engine.mask_survey import place_inside
 from unet_ray.engine.process_memory import keep_freed_memory
@@ -190,6 +191,12 @@ def _memory_advice(job: Job, error: BaseException) -> str:
         f"one tile of {job.layout.blocks.tiles.tile[2]} px does not fit into a worker's memory ({found}); give it "
         "more, or start anew with a smaller --tile-px"
     )
+
+
+def on_worker(job: Job, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns on a worker of the kind that will compute; its errors as they were raised."""
+    task = ray.remote(num_cpus=job.threads, num_gpus=1 if job.use_gpu else 0)(function)
+    return fetched(task.remote(*arguments))
 
 
 def calibrate_on_worker(
