@@ -142,21 +142,38 @@ def classify(
     >>> dict(zip(KINDS, classify(warped, predicted).tolist()))["split"]
     1
     """
+    _, _, kinds = mismatch_kinds(warped, predicted, radius)
+    return np.bincount(kinds, minlength=len(KINDS)).astype(np.int64)
+
+
+def mismatch_kinds(
+    warped: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_], radius: int = 20
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+    """Where the warped truth and the prediction differ, and as what each of these pixels counts.
+
+    Args:
+        warped: as for `classify`, which counts them.
+        predicted: the same.
+        radius: the same.
+
+    Returns:
+        y and x of the pixels, int64 (n,), and their places in `KINDS`, uint8 (n,).
+    """
     height, width = warped.shape
     if not 1 <= radius <= min(height, width):
         radius = max(height, width)
     labels = np.pad(label_cells(warped), 1, constant_values=-1)
     y, x = np.nonzero(warped != predicted)
-    return _classify(labels, (y + 1) * labels.shape[1] + x + 1, radius)
+    return y, x, _classify(labels, (y + 1) * labels.shape[1] + x + 1, radius)
 
 
 @compiled
-def _classify(labels: npt.NDArray[np.int32], pixels: npt.NDArray[np.int64], radius: int) -> npt.NDArray[np.int64]:
+def _classify(labels: npt.NDArray[np.int32], pixels: npt.NDArray[np.int64], radius: int) -> npt.NDArray[np.uint8]:
     width = labels.shape[1]
     flat = labels.reshape(-1)
     seen = np.zeros(flat.size, np.int64)
     stack = np.empty(flat.size, np.int64)
-    counts = np.zeros(6, np.int64)
+    kinds = np.empty(pixels.size, np.uint8)
     for k in range(pixels.size):
         pixel = pixels[k]
         is_cell = flat[pixel] > 0
@@ -170,20 +187,20 @@ def _classify(labels: npt.NDArray[np.int32], pixels: npt.NDArray[np.int64], radi
             elif label > 0 and label != first:
                 several = True
         if first == 0:
-            counts[OBJECT_DELETION if is_cell else OBJECT_ADDITION] += 1
+            kinds[k] = OBJECT_DELETION if is_cell else OBJECT_ADDITION
         elif several and is_cell:  # the other segment touches a corner, so there is membrane as well
-            counts[SPLIT] += 1
+            kinds[k] = SPLIT
         elif several:
-            counts[MERGE if membrane else HOLE_ADDITION] += 1
+            kinds[k] = MERGE if membrane else HOLE_ADDITION
         elif not membrane:
-            counts[HOLE_ADDITION if is_cell else HOLE_DELETION] += 1
+            kinds[k] = HOLE_ADDITION if is_cell else HOLE_DELETION
         elif not is_cell:
-            counts[HOLE_ADDITION] += 1
+            kinds[k] = HOLE_ADDITION
         elif _cuts(labels, pixel, radius, seen, stack, k + 1):
-            counts[SPLIT] += 1
+            kinds[k] = SPLIT
         else:
-            counts[HOLE_DELETION] += 1
-    return counts
+            kinds[k] = HOLE_DELETION
+    return kinds
 
 
 @compiled
