@@ -6,11 +6,24 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from unet_ray.report.figure import BLUE, GREEN, GREY, ORANGE, RED, STYLE, new_figure, png_bytes
+from unet_ray.report.figure import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PAGE_STYLE,
+    PAGE_WIDTH_IN,
+    RED,
+    STYLE,
+    new_figure,
+    png_bytes,
+    svg_text,
+)
 
 _MOST_POINTS = 4000  # of a training curve; more than the picture has columns
 
@@ -28,31 +41,42 @@ def curves_png(rows: Sequence[Mapping[str, Any]], best_epoch: int | None = None)
     >>> curves_png([row])[1:4]
     b'PNG'
     """
+    with mpl.rc_context(STYLE):
+        return png_bytes(_curves(rows, best_epoch, width_in=8.0))
+
+
+def curves_svg(rows: Sequence[Mapping[str, Any]], best_epoch: int | None = None) -> str:
+    """The same as `curves_png`, narrower, as an SVG element for a page."""
+    with mpl.rc_context(PAGE_STYLE):
+        figure = _curves(rows, best_epoch, width_in=PAGE_WIDTH_IN)
+        return svg_text(figure, "Loss, validation scores and learning rate over the training steps")
+
+
+def _curves(rows: Sequence[Mapping[str, Any]], best_epoch: int | None, width_in: float) -> Figure:
     steps = [row for row in rows if row.get("event") == "step"]
     checks = [row for row in rows if row.get("event") == "validation"]
     error = _series(checks, "pixel_mismatch")
-    with mpl.rc_context(STYLE):
-        cells = [(name, _series(checks, key)) for name, key in (("V_rand", "v_rand"), ("V_info", "v_info"))]
-        cells = [(name, series) for name, series in cells if len(series[0])]
-        count = 2 + bool(len(error[0])) + bool(cells)
-        figure = new_figure(8.0, 3.2 + 1.5 * (count - 1))
-        axes = figure.subplots(count, 1, sharex=True, height_ratios=[3.2, *[1.3] * (count - 1)])
-        _loss(axes[0], _series(steps, "loss"), checks, best_epoch)
-        if len(error[0]):
-            axes[1].plot(*error, "o-", color=GREEN, markersize=3)
-            axes[1].set(ylabel="validation\npixel mismatch")
-        for (name, series), colour in zip(cells, (BLUE, ORANGE), strict=False):
-            axes[-2].plot(*series, "o-", color=colour, markersize=3, label=name)
-        if cells:
-            axes[-2].set(ylabel="validation\nF-score")
-            axes[-2].legend()
-        rate = _series(steps, "learning_rate")
-        axes[-1].plot(*rate, color=GREY)
-        if len(rate[1]) and rate[1].min() > 0:
-            axes[-1].set_yscale("log")
-        axes[-1].set(xlabel="step", ylabel="learning rate")
-        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-        return png_bytes(figure)
+    cells = [(name, _series(checks, key)) for name, key in (("V_rand", "v_rand"), ("V_info", "v_info"))]
+    cells = [(name, series) for name, series in cells if len(series[0])]
+    count = 2 + bool(len(error[0])) + bool(cells)
+    figure = new_figure(width_in, 3.2 + 1.5 * (count - 1))
+    axes = figure.subplots(count, 1, sharex=True, height_ratios=[3.2, *[1.3] * (count - 1)])
+    _loss(axes[0], _series(steps, "loss"), checks, best_epoch)
+    if len(error[0]):
+        axes[1].plot(*error, "o-", color=GREEN, markersize=3)
+        axes[1].set(ylabel="validation\npixel mismatch")
+    for (name, series), colour in zip(cells, (BLUE, ORANGE), strict=False):
+        axes[-2].plot(*series, "o-", color=colour, markersize=3, label=name)
+    if cells:
+        axes[-2].set(ylabel="validation\nF-score")
+        axes[-2].legend()
+    rate = _series(steps, "learning_rate")
+    axes[-1].plot(*rate, color=GREY)
+    if len(rate[1]) and rate[1].min() > 0:
+        axes[-1].set_yscale("log")
+    axes[-1].set(xlabel="step", ylabel="learning rate")
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

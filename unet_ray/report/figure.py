@@ -1,6 +1,8 @@
 """The one style of the report's pictures, and their encoding."""
 
+import html
 import io
+import re
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,6 +23,22 @@ STYLE: Any = {
     "image.interpolation": "antialiased",
 }
 _DPI = 150
+PAGE_WIDTH_IN = 5.6
+"""Of a page's pictures: their 9 points stay readable on a telephone."""
+# Stands for the page's own text colour until the picture is text; SVG's currentColor is none of matplotlib's.
+_INK = "#010203"
+# Over STYLE, for pictures that a page embeds: they follow its light or dark colours.
+PAGE_STYLE: Any = {
+    **STYLE,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "grid.color": GREY,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "unet_ray",
+}
 
 
 def new_figure(width_in: float, height_in: float) -> Figure:
@@ -36,3 +54,18 @@ def png_bytes(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def svg_text(figure: Figure, label: str) -> str:
+    """The figure as an SVG element for a page, as wide as its place, in the page's text colour.
+
+    Args:
+        figure: drawn within ``matplotlib.rc_context(PAGE_STYLE)``, and to be encoded within it.
+        label: what the picture shows, for those who do not see it.
+    """
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawn = buffer.getvalue()
+    drawn = drawn[drawn.index("<svg") :].replace(_INK, "currentColor")
+    opening = re.sub(r'\s(width|height)="[^"]*pt"', "", drawn[: drawn.index(">")])
+    return f'{opening} role="img" aria-label="{html.escape(label)}"{drawn[drawn.index(">") :]}'
