@@ -20,7 +20,7 @@ CURVES = {
 PREDICTION = {
     "name": "segmentation",
     "warnings": [],
-    "holdout": {"status": "held out", "sentence": "Nothing has seen sections 4 and 9."},
+    "holdout": {"status": "held out", "sentence": "held out"},
     "interval": {"v_rand": [0.95, 0.99]},
     "v_rand": 0.97279, "v_rand_threshold": 0.7, "v_info": 0.98042, "v_info_threshold": 0.5,
     "v_rand_unthinned": 0.9, "v_info_unthinned": 0.91, "rand_error": 0.07, "pixel_error": 0.05,
@@ -34,8 +34,7 @@ PREDICTION = {
 }  # fmt: skip
 PUBLISHED = {
     "note": "The test labels were never published.",
-    "scores": {"v_rand": "V_rand"},
-    "rows": [{"name": "U-Net", "v_rand": 0.973}],
+    "tables": [{"name": "challenge", "source": "a paper", "rows": [{"name": "U-Net", "v_rand": 0.973}]}],
 }
 
 
@@ -101,7 +100,7 @@ def test_the_page_needs_nothing_beside_it():
 def test_it_says_what_a_reader_asks():
     text = Reader(report_html(a_report())).text
     for asked in (
-        "0.9728", "0.9804", "0.00126", "0.9500 to 0.9900", "Held out.", "Nothing has seen sections 4 and 9.",
+        "0.9728", "0.9804", "0.00126", "0.9500 to 0.9900", "segmentation: held out", "a paper",
         "3e-07", "compute-bound: more workers", "python jobs/pipeline.py", "python jobs/segment.py --volume P",
         "output: demo", "U-Net", "0.973", "never published", "splits a cell", "Seam certificate",
     ):  # fmt: skip
@@ -117,10 +116,12 @@ def test_what_users_name_is_escaped():
 
 
 def test_training_sections_are_marked_loudly():
-    seen = {"status": "trained on", "sentence": "The model was trained on sections 4 and 9."}
-    page = report_html(a_report(metrics=metrics(PREDICTION | {"holdout": seen})))
-    assert re.search(r'class="note bad"><b>Trained on.</b> The model was trained on sections 4 and 9', page)
-    assert "Held out." not in page
+    seen = {"status": "trained", "sentence": "trained on sections 4 9"}
+    page = report_html(a_report(metrics=metrics(PREDICTION | {"holdout": seen, "warnings": ["it was TRAINED on 2"]})))
+    assert re.search(r'class="note bad">segmentation: <b>trained on sections 4 9', page)
+    assert re.search(r'class="note bad">it was TRAINED on 2', page)
+    assert 'class="note good">segmentation' not in page
+    assert 'class="note good">segmentation' in report_html(a_report())
 
 
 def test_several_predictions_stand_side_by_side():

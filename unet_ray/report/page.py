@@ -103,6 +103,7 @@ def report_html(report: Report) -> str:
         scores=[row for row in SCORES if any(p.get(row[0]) is not None for p in predictions)],
         headline=[row for row in SCORES if row[0] in HEADLINE],
         layers={name: text for name, text in LAYERS.items() if any(name in s.layers for s in report.sections)},
+        published_columns=_published_columns,
         ranked=ranked_sections(predictions[0]["sections"]),
         red=RED,
         blue=BLUE,
@@ -124,6 +125,11 @@ def ranked_sections(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """
     known = [row for row in rows if row.get("v_rand") is not None and row.get("v_info") is not None]
     return [int(row["section"]) for row in sorted(known, key=lambda row: -(row["v_rand"] + row["v_info"]))]
+
+
+def _published_columns(table: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Keys and names of the scores that a table of published ones has."""
+    return [(key, name) for key, name, _, _ in SCORES if any(key in row for row in table["rows"])]
 
 
 def score_text(value: float | None) -> str:
