@@ -89,6 +89,27 @@ def test_the_rate_leaves_out_what_an_earlier_run_did() -> None:
     assert 2 < rate < 6  # 1 Mvox in 0.2 s, not 1001
 
 
+def test_between_two_advances_the_rate_stays_and_the_time_left_falls() -> None:
+    stream = io.StringIO()
+    with Progress("segment", total=100, unit="Mvox", every_s=0.1, stream=stream) as progress:
+        for _ in range(2):
+            time.sleep(0.55)
+            progress.advance(10)
+        progress.log("A")
+        time.sleep(0.35)
+        progress.log("B")
+        time.sleep(1.5)
+    text = stream.getvalue()
+    steady, stuck = text.split("\nA\n")[1].split("\nB\n")
+    rates = [
+        [float(line.split("), ")[1].split(" Mvox/s")[0]) for line in part.splitlines() if "left" in line]
+        for part in (steady, stuck)
+    ]
+    assert len(rates[0]) >= 2
+    assert max(rates[0]) == min(rates[0])  # 10 Mvox in 0.55 s
+    assert rates[1][-1] < 0.6 * rates[0][0]  # as long as three of them
+
+
 def test_a_line_comes_though_nothing_advances() -> None:
     stream = io.StringIO()
     with Progress("train", total=10, unit="samples", every_s=0.05, stream=stream):

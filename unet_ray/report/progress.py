@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
+from itertools import pairwise
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -111,6 +112,18 @@ class Progress:
             with self._lock:
                 self._draw()
 
+    def _rate(self, now: float) -> tuple[float, float]:
+        """Units per second, and until when they were counted.
+
+        Until the last advance: what is under way since is not lost. But where that takes longer than any advance
+        before, something hangs or has become slower, and the rate falls.
+        """
+        times = [time for time, _ in self._advances]
+        longest = max((b - a for a, b in pairwise(times)), default=0.0)
+        at = times[-1] if now - times[-1] <= longest else now
+        since, then = self._advances[0]
+        return (self._here - then) / max(at - since, 1e-9), at
+
     def _amount(self) -> str:
         share = self.done / self._total if self._total else 1.0
         # 99.9 % must not read as 100: rounded down.
@@ -118,12 +131,11 @@ class Progress:
 
     def _draw(self) -> None:
         now = time.monotonic()
-        since, then = self._advances[0]
-        rate = (self._here - then) / max(now - since, 1e-9)
+        rate, at = self._rate(now)
         words = [self._amount()]
         if rate > 0:
             words.append(f"{number(rate)} {self._unit}/s")
-            words.append(f"{duration(max(self._total - self.done, 0) / rate)} left")
+            words.append(f"{duration(max((self._total - self.done) / rate - (now - at), 0))} left")
         else:
             words.append(f"{duration(now - self._started)} so far")
         words += [self._note] if self._note else []
