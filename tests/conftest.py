@@ -4,11 +4,13 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+
+from tests.browser import BrowserPage, open_pages
 
 # The clock of a busy machine must not fail a property.
 hypothesis.settings.register_profile("unet_ray", deadline=None)
@@ -57,6 +59,13 @@ def ray_cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def browser_page() -> Iterator[Callable[..., BrowserPage]]:
+    """browser_page(url, width=1280, height=800, dark=False): a page in headless Chromium, for tests marked browser."""
+    with open_pages() as open_page:
+        yield open_page
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
