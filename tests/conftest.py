@@ -61,7 +61,7 @@ def ray_cluster() -> Iterator[None]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser_page() -> Iterator[Callable[..., BrowserPage]]:
     """browser_page(url, width=1280, height=800, dark=False): a page in headless Chromium, for tests marked browser."""
     with open_pages() as open_page:

@@ -23,7 +23,7 @@ STYLE: Any = {
     "image.interpolation": "antialiased",
 }
 _DPI = 150
-PAGE_WIDTH_IN = 5.6
+PAGE_WIDTH_IN = 4.4
 """Of a page's pictures: their 9 points stay readable on a telephone."""
 # Stands for the page's own text colour until the picture is text; SVG's currentColor is none of matplotlib's.
 _INK = "#010203"

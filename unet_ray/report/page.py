@@ -16,17 +16,17 @@ from unet_ray.report.score_plots import section_scores_svg, threshold_curves_svg
 
 # Key of the score, its name, what it is, which end is best.
 SCORES = (
-    ("v_rand", "V_rand", "foreground-restricted Rand F-score after border thinning, at its best threshold", "1"),
-    ("v_info", "V_info", "information F-score after border thinning, at its best threshold", "1"),
+    ("v_rand", "V_rand", "foreground-restricted Rand F-score after border thinning", "1"),
+    ("v_info", "V_info", "information F-score after border thinning", "1"),
     ("warping_error", "Warping error", "share of pixels that split or merge cells after warping", "0"),
     ("pixel_error", "Pixel error", "1 - best F-score of cell pixels (ISBI 2012)", "0"),
     ("rand_error", "Rand error", "1 - best F-score of pairs, not thinned (ISBI 2012)", "0"),
     ("pixel_mismatch", "Wrong pixels", "share of pixels that are wrong at 0.5", "0"),
     ("dice", "Dice", "of membrane pixels at 0.5", "1"),
     ("adapted_rand_error", "Adapted Rand error", "scikit-image's, 4-connected cells at 0.5", "0"),
-    ("voi", "VOI", "variation of information, nats; split and merge part beside it", "0"),
-    ("v_rand_unthinned", "V_rand, not thinned", "", "1"),
-    ("v_info_unthinned", "V_info, not thinned", "", "1"),
+    ("voi", "VOI", "variation of information, nats, of splits and mergers", "0"),
+    ("v_rand_unthinned", "V_rand, not thinned", "at its own best threshold", "1"),
+    ("v_info_unthinned", "V_info, not thinned", "at its own best threshold", "1"),
 )
 HEADLINE = ("v_rand", "v_info", "pixel_mismatch", "warping_error")
 LAYERS = {"raw": "Raw", "truth": "Truth", "probability": "Probability", "mask": "Mask", "errors": "Errors"}
@@ -94,7 +94,12 @@ def report_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"score": score_text, "data": _data_url, "share": lambda share: f"{100 * share:.1f} %"}
+    environment.filters |= {
+        "score": score_text,
+        "published": lambda score: f"{score:.6f}".rstrip("0"),
+        "data": _data_url,
+        "share": lambda share: f"{100 * share:.1f} %",
+    }
     training = report.training
     predictions = report.metrics["predictions"]
     return environment.get_template("page.html").render(

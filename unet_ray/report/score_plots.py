@@ -32,7 +32,7 @@ def threshold_curves_svg(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
     pictures = []
     with mpl.rc_context(PAGE_STYLE):
         for key, thresholds, title, highest in THRESHOLD_CURVES:
-            figure = new_figure(PAGE_WIDTH_IN / 2, 2.3)
+            figure = new_figure(2.8, 2.3)
             ax = figure.subplots()
             for k, prediction in enumerate(predictions):
                 curves = prediction["curves"]
