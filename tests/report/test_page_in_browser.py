@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.report.test_page import PREDICTION, a_report, metrics
+from tests.report.test_page import PREDICTION, a_report, metrics, pictures
 from unet_ray.report.page import report_html
 
 pytestmark = pytest.mark.browser
@@ -75,11 +75,12 @@ def test_several_predictions_on_a_telephone(browser_page, tmp_path):
     assert opened.errors == []
 
 
-def test_print_shows_all_sections(browser_page, page_file):
-    opened = browser_page(page_file)
+def test_print_shows_all_sections(browser_page, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(report_html(a_report(sections=[pictures(section) for section in range(4)])), "utf-8")
+    opened = browser_page(path, width=400)
+    rightmost = "Math.max(...[...document.querySelectorAll('.strip figure')].map(f => f.getBoundingClientRect().right))"
+    assert opened.evaluate(rightmost) > 400  # on the screen they are scrolled
     opened.page.emulate_media(media="print")
-    right = opened.evaluate(
-        "Math.max(...[...document.querySelectorAll('.strip figure')].map(f => f.getBoundingClientRect().right))"
-    )
-    assert right <= 1280
+    assert opened.evaluate(rightmost) <= 400
     assert opened.page.pdf()[:5] == b"%PDF-"
