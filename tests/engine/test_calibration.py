@@ -18,7 +18,7 @@ from unet_ray.config.network import network_config
 from unet_ray.engine import calibration
 from unet_ray.engine.calibration import calibrate, choose
 from unet_ray.engine.segment_plan import computed_px, layout_for, resolve_tile_px, tile_sides
-from unet_ray.engine.segment_worker import Job, SegmentWorker
+from unet_ray.engine.segment_worker import Job, SegmentWorker, block_seconds, on_worker, probe_on_worker
 from unet_ray.errors import UnetRayError
 from unet_ray.geometry.tiles import BlockGrid
 from unet_ray.numerics.intensity import IntensityMap
@@ -198,6 +198,22 @@ def test_no_memory_for_one_tile_says_what_to_change(job: Job) -> None:
     worker.__dict__["predictor"] = none
     with pytest.raises(UnetRayError, match=r"one tile of 32 px .*smaller --tile-px"):
         worker.compute(0, worker.read(0))
+
+
+def test_no_memory_at_calibration_or_probe_says_the_same(job: Job, ray_cluster: None) -> None:
+    def none() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(UnetRayError, match=r"one tile of 32 px .*smaller --tile-px"):
+        on_worker(job, none)
+
+
+def test_the_probe_tells_what_a_block_takes(job: Job) -> None:
+    probed = probe_on_worker(job, "float32")
+    assert 1e4 < probed.pixels_per_second < 1e9
+    tiles = list(job.layout.blocks.tiles_of(0))
+    computed = sum(job.layout.blocks.tiles.read_box(tile).voxels for tile in tiles)
+    assert block_seconds(job, 1e6) == pytest.approx(computed / 1e6)
 
 
 LITTLE_MEMORY = """

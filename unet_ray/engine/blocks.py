@@ -27,6 +27,8 @@ TRIES = 3
 STAGES = ("read", "compute", "compress", "write", "wait_for_read", "wait_for_write")
 # A hang ends the run instead of the night; no block takes this long.
 NO_PROGRESS_SECONDS = 600
+# Rows of a run come together when it ends.
+RUN_SECONDS = 20.0
 # One column of text, so that all rows have the same columns whatever a worker counts.
 NO_COUNTS = "{}"
 
@@ -224,9 +226,22 @@ def _row(
     }
 
 
-def run_length(blocks: int, workers: int) -> int:
-    """Blocks that one Ray Data block carries: many, for it costs 10 ms, and so few that all workers end together."""
-    return max(1, min(64, blocks // (workers * 16)))
+def run_length(blocks: int, workers: int, seconds_each: float = 0.0) -> int:
+    """Blocks that one Ray Data block carries.
+
+    Many, for it costs 10 ms, and at its ends reading and writing have nothing beside them; but so few that all
+    workers end together, and that progress is heard of within `RUN_SECONDS`.
+
+    Args:
+        blocks: to be done.
+        workers: that share them.
+        seconds_each: what one takes, about; 0 if that is not known.
+
+    >>> run_length(100_000, 2), run_length(250, 1), run_length(250, 1, seconds_each=10.0)
+    (64, 15, 2)
+    """
+    in_time = int(RUN_SECONDS / seconds_each) if seconds_each else 64
+    return max(1, min(64, in_time, blocks // (workers * 16)))
 
 
 def run_blocks(

@@ -19,11 +19,17 @@ from unet_ray.engine.cluster import cluster, pool_size, threads_each
 from unet_ray.engine.model_fit import check_classes, check_fit, grey_levels, voxel_size
 from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.pyramid import anything_missing, build_pyramid, make_masks
-from unet_ray.engine.seam_probe import SeamCertificate
 from unet_ray.engine.segment_export import export_tiff
 from unet_ray.engine.segment_forecast import forecast
 from unet_ray.engine.segment_plan import layout_for, resolve_tile_px
-from unet_ray.engine.segment_worker import Job, SegmentWorker, calibrate_on_worker, on_worker, probe_on_worker
+from unet_ray.engine.segment_worker import (
+    Job,
+    SegmentWorker,
+    block_seconds,
+    calibrate_on_worker,
+    on_worker,
+    probe_on_worker,
+)
 from unet_ray.errors import ConfigError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import Box, triple
@@ -122,7 +128,8 @@ def segment(config: SegmentConfig) -> Summary:
                 layout = job.layout
                 chosen = _chosen(layout, sections, region)
                 todo = list(chosen)
-                certificate, resolved = _resolve(job, config)
+                probed = on_worker(job, probe_on_worker, job, config.precision)
+                certificate = probed.certificate
                 if certificate.note:
                     print(f"segment: {certificate.note}", file=sys.stderr)
                 said = {key: value for key, value in asked.items() if key not in UNSAID or value != UNSAID[key]}
@@ -134,7 +141,8 @@ def segment(config: SegmentConfig) -> Summary:
                     "calibration": calibration.pixels_per_second,
                     "pyramid": layout.factors,
                     "seam": asdict(certificate),
-                    "resolved_on": resolved,
+                    "resolved_on": probed.hardware,
+                    "block_seconds": block_seconds(job, probed.pixels_per_second),
                 }
                 output.claim(layout, stored)
             else:
@@ -213,7 +221,10 @@ def _dry_run(
             job, _ = _calibrated(job, config)
             todo = list(_chosen(job.layout, sections, region))
             summary |= {"blocks": len(todo), "tile_px": job.layout.blocks.tiles.tile[2]}
-        precision = _resolve(job, config)[0].precision if stored is None else stored["made_with"]["precision"]
+        if stored is None:
+            precision = on_worker(job, probe_on_worker, job, config.precision).certificate.precision
+        else:
+            precision = stored["made_with"]["precision"]
         summary |= forecast(job, precision, todo, workers, config.price_per_node_hour)
     return summary
 
@@ -260,12 +271,6 @@ def _calibrated(job: Job, config: SegmentConfig) -> tuple[Job, Calibration]:
     return replace(job, layout=layout, tiles_at_once=found.tiles_at_once), found
 
 
-def _resolve(job: Job, config: SegmentConfig) -> tuple[SeamCertificate, str]:
-    """Precision and seam certificate, found on a worker of the kind that will compute."""
-    found: tuple[SeamCertificate, str] = on_worker(job, probe_on_worker, job, config.precision)
-    return found
-
-
 def _segment_blocks(
     job: Job,
     stored: dict[str, Any],
@@ -295,7 +300,7 @@ def _segment_blocks(
             workers=workers,
             cpus_each=job.threads,
             gpus_each=gpus,
-            run_length=run_length(len(todo), workers),
+            run_length=run_length(len(todo), workers, stored.get("block_seconds", 0.0)),
             on_row=on_row,
         )
     return outcome, min(started, default=time.time())

@@ -1,6 +1,7 @@
 """What an actor of a segmentation does: read a block, predict its tiles, write it; and the probe before."""
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ class SegmentWorker:
                 if not is_out_of_memory(error):
                     raise
                 if self.most == 1:
-                    raise UnetRayError(_memory_advice(self.job, error)) from error
+                    raise too_large(self.job, error) from error
             else:
                 return np.concatenate(parts)[: len(windows)]
             # Outside of the except clause, whose traceback keeps the pass's tensors alive.
@@ -185,18 +186,35 @@ class SegmentWorker:
         return self.job.layout.blocks.write_box(block).voxels
 
 
-def _memory_advice(job: Job, error: BaseException) -> str:
+def too_large(job: Job, error: BaseException) -> UnetRayError:
+    """The sentence for an error that says that memory ran out over one tile."""
     found = " ".join(str(error).split())[:200]
-    return (
+    return UnetRayError(
         f"one tile of {job.layout.blocks.tiles.tile[2]} px does not fit into a worker's memory ({found}); give it "
         "more, or start anew with a smaller --tile-px"
     )
 
 
+def block_seconds(job: Job, pixels_per_second: float) -> float:
+    """What a usual block takes at a rate of window pixels."""
+    blocks = job.layout.blocks
+    _, height, width = blocks.tiles.read_box(0).shape
+    return sum(1 for _ in blocks.tiles_of(0)) * height * width / pixels_per_second
+
+
 def on_worker(job: Job, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns on a worker of the kind that will compute; its errors as they were raised."""
+    """What a function returns on a worker of the kind that will compute.
+
+    Raises:
+        UnetRayError: its memory ran out; other errors as they were raised.
+    """
     task = ray.remote(num_cpus=job.threads, num_gpus=1 if job.use_gpu else 0)(function)
-    return fetched(task.remote(*arguments))
+    try:
+        return fetched(task.remote(*arguments))
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise too_large(job, error) from error
+        raise
 
 
 def calibrate_on_worker(
@@ -213,16 +231,35 @@ def calibrate_on_worker(
     )  # fmt: skip
 
 
-def probe_on_worker(job: Job, asked: str) -> tuple[SeamCertificate, str]:
-    """Precision and seam certificate of a job, and the hardware that they were found on."""
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What a worker of the kind that will compute found out before it starts.
+
+    Attributes:
+        certificate: precision and seam.
+        hardware: that they were found on.
+        pixels_per_second: of windows, halo included, in the last pass of a tile: the first ones warm up.
+    """
+
+    certificate: SeamCertificate
+    hardware: str
+    pixels_per_second: float
+
+
+def probe_on_worker(job: Job, asked: str) -> Probed:
+    """Precision, seam certificate, hardware and a first idea of the speed."""
     device = "cuda" if job.use_gpu else "cpu"
     wanted: Precision = hardware_precision(device) if asked == "auto" else asked  # type: ignore[assignment]
     predictors: dict[Precision, Predictor] = {}
+    rates: dict[Precision, float] = {}
 
     def predict(precision: Precision, window: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         if precision not in predictors:
             predictors[precision] = job.predictor(precision)
-        return predictors[precision](np.ascontiguousarray(window))
+        start = time.perf_counter()
+        found = predictors[precision](np.ascontiguousarray(window))
+        rates[precision] = window.shape[-1] * window.shape[-2] / (time.perf_counter() - start)
+        return found
 
     tiles = job.layout.blocks.tiles
     # What is outside the mask is not used, need not be readable, and may be too blank to tell anything.
@@ -233,4 +270,4 @@ def probe_on_worker(job: Job, asked: str) -> tuple[SeamCertificate, str]:
         may_fall_back=asked == "auto",
     )  # fmt: skip
     name = torch.cuda.get_device_name() if job.use_gpu else torch.backends.cpu.get_cpu_capability()
-    return certificate, f"{name}, torch {torch.__version__}"
+    return Probed(certificate, f"{name}, torch {torch.__version__}", rates[certificate.precision])
