@@ -111,6 +111,8 @@ def test_two_workers_give_the_bytes_of_the_plain_loop(
     before = shards(out)
     again = segment(SegmentConfig(**asked, output=str(out)))
     assert (again["blocks_written"], again["blocks_skipped"], again["status"]) == (0, BLOCKS, "complete")
+    assert "nothing to do" in again["note"]
+    assert "note" not in summary
     assert shards(out) == before
 
 

@@ -183,6 +183,8 @@ def segment(config: SegmentConfig) -> Summary:
         "output": config.output,
         "peak_worker_rss_bytes": outcome.peak_worker_rss_bytes,
     }
+    if not (workers or failed or failed_above):
+        summary["note"] = "all chosen blocks and levels were there; nothing to do"
     if "bottleneck" in summary:
         print(f"segment: {summary['bottleneck']['verdict']}", file=sys.stderr)
     if failed:
