@@ -45,9 +45,14 @@ class SectionScores:
     warping: Counts | None
 
     @property
+    def pixels(self) -> int:
+        """Pixels that count."""
+        return int(self.tp[0] + self.fp[0] + self.fn[0] + self.tn[0])
+
+    @property
     def pixel_mismatch(self) -> float:
         """Share of pixels that are wrong at 0.5, 0 is best (the Hamming error, not the pixel error)."""
-        return float(self.fp[HALF] + self.fn[HALF]) / (self.shape[0] * self.shape[1])
+        return float(self.fp[HALF] + self.fn[HALF]) / self.pixels
 
     @property
     def dice(self) -> float:

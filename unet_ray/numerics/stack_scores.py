@@ -6,22 +6,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from unet_ray.numerics.contingency import OverlapSums
 from unet_ray.numerics.metrics import SectionScores
-from unet_ray.numerics.partition_scores import (
-    adapted_rand_error,
-    f_score,
-    info_score,
-    rand_pairs,
-    rand_score,
-    split_merge_entropy,
-)
-from unet_ray.numerics.thresholds import HALF, THRESHOLDS, WARPING_THRESHOLDS
-from unet_ray.numerics.warping import MERGE, SPLIT
-
-Floats = npt.NDArray[np.float64]
+from unet_ray.numerics.stack_curves import AT_FIXED, Floats, SectionTable
+from unet_ray.numerics.thresholds import THRESHOLDS, WARPING_THRESHOLDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +85,7 @@ class StackScores:
 
     def at_threshold(self, number: int) -> dict[str, float | None]:
         """Scores at one of `THRESHOLDS`, such as one that other sections chose; None where one is not defined."""
-        return {name: _defined(self.curves[name][number]) for name in ("v_rand", "v_info", "pixel_mismatch")}
+        return {name: _defined(self.curves[name][number]) for name in AT_FIXED}
 
     def to_json(self) -> dict[str, Any]:
         """Return scores, curves and section rows as plain numbers and lists, None where not defined."""
@@ -120,106 +108,56 @@ def combine(sections: Sequence[SectionScores]) -> StackScores:
     """
     if not sections:
         raise ValueError("a stack has at least one section")
-    thinned = OverlapSums.stacked([s.thinned for s in sections])
-    unthinned = OverlapSums.stacked([s.unthinned for s in sections])
-    pixels = sum(s.shape[0] * s.shape[1] for s in sections)
-    tp, fp, fn, tn = (np.sum([getattr(s, x) for s in sections], axis=0) for x in ("tp", "fp", "fn", "tn"))
-    v_rand, v_info = rand_score(thinned), info_score(thinned)
-    split, merge = split_merge_entropy(unthinned)
-    adapted = adapted_rand_error(unthinned)[:, HALF]
-    curves = {
-        "thresholds": THRESHOLDS,
-        "v_rand": _mean(v_rand),
-        "v_info": _mean(v_info),
-        "v_rand_unthinned": _mean(rand_score(unthinned)),
-        "v_info_unthinned": _mean(info_score(unthinned)),
-        "rand_f": _summed_rand(unthinned, choose_2=False),
-        "rand_f_choose_2": _summed_rand(unthinned, choose_2=True),
-        "pixel_f": f_score(tp, fp, fn),
-        "pixel_mismatch": (fp + fn) / pixels,
-        "voi": _mean(split + merge),
-        "voi_split": _mean(split),
-        "voi_merge": _mean(merge),
-    }
+    table = SectionTable.of(sections)
+    once = np.ones((1, len(sections)))
+    stacks = table.curves(once)
+    curves = {"thresholds": THRESHOLDS} | {name: values[0] for name, values in stacks.items()}
+    scores = {name: float(values[0]) for name, values in table.scores_of(once, stacks).items()}
     at_rand, at_info, at_voi = (_best(c) for c in (curves["v_rand"], curves["v_info"], -curves["voi"]))
     rows = [
         {
-            "v_rand": float(v_rand[i, at_rand]),
-            "v_info": float(v_info[i, at_info]),
-            "voi_split": float(split[i, at_voi]),
-            "voi_merge": float(merge[i, at_voi]),
-            "adapted_rand_error": float(adapted[i]),
+            "v_rand": float(table.scores["v_rand"][i, at_rand]),
+            "v_info": float(table.scores["v_info"][i, at_info]),
+            "voi_split": float(table.scores["voi_split"][i, at_voi]),
+            "voi_merge": float(table.scores["voi_merge"][i, at_voi]),
+            "adapted_rand_error": float(table.adapted[i]),
             "pixel_mismatch": section.pixel_mismatch,
             "dice": section.dice,
         }
         for i, section in enumerate(sections)
     ]
     warping = dict.fromkeys((f.name for f in fields(StackScores) if f.name.startswith("warping")), math.nan)
-    counted = [s.warping for s in sections if s.warping is not None]
-    if len(counted) == len(sections):
-        warping = _warping(sections, np.stack(counted), curves, rows)
-    wrong = int(fp[HALF] + fn[HALF])
+    if "warping_error" in curves:
+        curves["warping_thresholds"] = WARPING_THRESHOLDS
+        warping = _warping(sections, table, curves, rows)
     return StackScores(
-        v_rand=float(curves["v_rand"][at_rand]),
         v_rand_threshold=_threshold(curves["v_rand"], at_rand),
-        v_info=float(curves["v_info"][at_info]),
         v_info_threshold=_threshold(curves["v_info"], at_info),
-        v_rand_unthinned=float(curves["v_rand_unthinned"].max()),
-        v_info_unthinned=float(curves["v_info_unthinned"].max()),
-        rand_error=1 - float(curves["rand_f"].max()),
-        rand_error_choose_2=1 - float(curves["rand_f_choose_2"].max()),
-        pixel_error=1 - float(curves["pixel_f"].max()),
-        pixel_mismatch=wrong / pixels,
-        adapted_rand_error=float(_mean(adapted)),
-        dice=1.0 if wrong == 0 else float(2 * tn[HALF] / (2 * tn[HALF] + wrong)),
-        voi=float(curves["voi"][at_voi]),
         voi_split=float(curves["voi_split"][at_voi]),
         voi_merge=float(curves["voi_merge"][at_voi]),
         voi_threshold=_threshold(curves["voi"], at_voi),
-        **warping,
+        **{**scores, **warping},
         curves=curves,
         sections=tuple(rows),
     )
 
 
 def _warping(
-    sections: Sequence[SectionScores],
-    counts: npt.NDArray[np.int64],
-    curves: dict[str, Floats],
-    rows: list[dict[str, float]],
+    sections: Sequence[SectionScores], table: SectionTable, curves: dict[str, Floats], rows: list[dict[str, float]]
 ) -> dict[str, float]:
-    """Scores from counts (section, threshold, kind); adds to the curves and to each section's row."""
-    pixels = sum(s.shape[0] * s.shape[1] for s in sections)
-    split, merge = counts[:, :, SPLIT], counts[:, :, MERGE]
-    error = (split + merge).sum(axis=0) / pixels
-    curves["warping_thresholds"] = WARPING_THRESHOLDS
-    curves["warping_error"] = error
-    curves["warping_split_px"] = split.sum(axis=0).astype(np.float64)
-    curves["warping_merge_px"] = merge.sum(axis=0).astype(np.float64)
-    at = _best(-error)
+    """Scores at the best threshold of the curves; adds to each section's row."""
+    assert table.split_px is not None
+    assert table.merge_px is not None
+    at = _best(-curves["warping_error"])
     for i, row in enumerate(rows):
-        row["warping_split_px"], row["warping_merge_px"] = float(split[i, at]), float(merge[i, at])
+        row["warping_split_px"], row["warping_merge_px"] = float(table.split_px[i, at]), float(table.merge_px[i, at])
     return {
-        "warping_error": float(error[at]),
+        "warping_error": float(curves["warping_error"][at]),
         "warping_threshold": float(WARPING_THRESHOLDS[at]),
         "warping_split_px": float(curves["warping_split_px"][at]),
         "warping_merge_px": float(curves["warping_merge_px"][at]),
         "warping_empty_sections": float(sum(s.tp[at] + s.fp[at] == 0 < s.fn[at] for s in sections)),
     }
-
-
-def _summed_rand(sums: OverlapSums, *, choose_2: bool) -> Floats:
-    # In floating point: the pairs of many large sections would overflow 64 bits.
-    tp, fp, fn = (pairs.sum(axis=0) for pairs in rand_pairs(sums, choose_2))
-    return np.where(sums.pixels.sum(axis=0) > 0, f_score(tp, fp, fn), np.nan)
-
-
-def _mean(values: Floats) -> Floats:
-    """Mean over sections (the first axis), of those for which the value is defined."""
-    defined = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        mean: Floats = np.where(defined, values, 0.0).sum(axis=0) / defined.sum(axis=0)
-    return mean
 
 
 def _best(curve: Floats) -> int:
