@@ -11,6 +11,7 @@ from unet_ray.errors import LabelError, VolumeError
 from unet_ray.numerics.border_thinning import thin_borders
 from unet_ray.numerics.contingency import label_cells, overlap_sums, segments_of
 from unet_ray.numerics.metrics import score_section
+from unet_ray.numerics.stack_scores import combine
 from unet_ray.numerics.thresholds import THRESHOLDS
 
 shapes = st.tuples(st.integers(1, 8), st.integers(1, 8))
@@ -99,3 +100,32 @@ def test_what_is_no_probability_is_refused(bad):
     probability[1, 1] = bad
     with pytest.raises(VolumeError, match="between 0 and 1"):
         score_section(probability, np.zeros((3, 3), bool))
+
+
+def test_ignored_pixels_are_in_no_count():
+    """Whatever is there, the rest scores as the image without it, where cells end at the same place."""
+    rng = np.random.default_rng(4)
+    truth, probability = rng.random((24, 30)) > 0.3, rng.random((24, 30)).astype(np.float32)
+    ignore = np.zeros(truth.shape, bool)
+    ignore[:, 11:14] = True
+    found = score_section(probability, truth, ignore=ignore)
+    assert found.pixels == 24 * 27
+    assert (found.tp + found.fp + found.fn + found.tn == found.pixels).all()
+    # A wall in both says the same but for its own pixels, which both call membrane.
+    walled = score_section(np.where(ignore, np.float32(0), probability), truth & ~ignore)
+    assert (found.tn == walled.tn - 24 * 3).all()
+    for name in ("tp", "fp", "fn", "warping"):
+        assert np.array_equal(getattr(found, name), getattr(walled, name)), name
+    assert found.thinned.to_json() == walled.thinned.to_json()
+    # What is under the mask does not matter.
+    other = score_section(np.where(ignore, np.float32(1), probability), truth | ignore, ignore=ignore)
+    assert other.to_json() == found.to_json() != score_section(probability, truth).to_json()
+    assert combine([found]).pixel_mismatch == found.pixel_mismatch == (found.fp[5] + found.fn[5]) / (24 * 27)
+    nowhere = score_section(probability, truth, ignore=np.zeros_like(ignore))
+    assert nowhere.to_json() == score_section(probability, truth).to_json()
+
+
+def test_a_section_without_a_label_is_our_own_mistake():
+    blank = np.zeros((3, 3), np.float32)
+    with pytest.raises(ValueError, match="at least one labelled pixel"):
+        score_section(blank, blank > 0, ignore=np.ones((3, 3), bool))

@@ -46,7 +46,7 @@ class SectionScores:
 
     @property
     def pixels(self) -> int:
-        """Pixels that count."""
+        """Pixels that count: all but the ignored ones."""
         return int(self.tp[0] + self.fp[0] + self.fn[0] + self.tn[0])
 
     @property
@@ -74,7 +74,11 @@ class SectionScores:
 
 
 def score_section(
-    cell_probability: npt.NDArray[np.float32], cell: npt.NDArray[np.bool_], *, warping: bool = True
+    cell_probability: npt.NDArray[np.float32],
+    cell: npt.NDArray[np.bool_],
+    *,
+    ignore: npt.NDArray[np.bool_] | None = None,
+    warping: bool = True,
 ) -> SectionScores:
     """Score a section's prediction against its labels at all thresholds.
 
@@ -82,6 +86,8 @@ def score_section(
         cell_probability: (y, x), 0 = surely membrane, 1 = surely cell interior, float32;
             `unet_ray.numerics.thresholds.cell_probability` makes it from what is stored.
         cell: (y, x) the truth, bool, True = cell interior.
+        ignore: (y, x), True at pixels that nobody labelled. They are in no count. Cells end there in the
+            truth and in the prediction alike, so that neither is charged with what lies behind them.
         warping: find the warping error, too; it takes longer than everything else together.
 
     Returns:
@@ -110,6 +116,11 @@ def score_section(
             f" {cell_probability.min():g} to {cell_probability.max():g}; convert it with its full scale"
         )
     cell = np.asarray(cell, np.bool_)
+    known = cell.size
+    if ignore is not None:
+        if (known := int(np.count_nonzero(~ignore))) == 0:
+            raise ValueError("a section has at least one labelled pixel")
+        cell, cell_probability = cell & ~ignore, np.where(ignore, np.float32(0), cell_probability)
     levels = threshold_levels(np.asarray(cell_probability, np.float32))
     true_pixels, predicted_pixels = _above(levels[cell]), _above(levels)
     num_true = int(np.count_nonzero(cell))
@@ -132,7 +143,7 @@ def score_section(
         tp=true_pixels,
         fp=fp,
         fn=num_true - true_pixels,
-        tn=cell.size - num_true - fp,
+        tn=known - num_true - fp,
         unthinned=OverlapSums.stacked(unthinned),
         thinned=OverlapSums.stacked(thinned),
         warping=warping_px(cell_probability, cell) if warping else None,
