@@ -17,7 +17,8 @@ import torch
 
 from unet_ray.config.train import TrainConfig
 from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, TrainingDivergedError, VolumeError
-from unet_ray.network.model_file import decode
+from unet_ray.network.model_file import TrainingSection, decode, encode
+from unet_ray.network.unet import network_from_state
 from unet_ray.storage.patch_cache import CachePlan, Patch, PatchCache
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
@@ -252,6 +253,22 @@ def test_fine_tuning_starts_from_the_model(finished: tuple[Path, dict[str, Any]]
             torch.testing.assert_close(weights(tmp_path / "tuned")[name], start, rtol=0, atol=1e-5, msg=name)
     with pytest.raises(ModelFileError, match="another network: base_channels 2"):
         train(config(cache, tmp_path / "wider", initial_model=model, base_channels=4))
+
+
+def test_fine_tuning_does_not_forget_what_the_model_has_seen(
+    finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path
+) -> None:
+    from unet_ray.engine.train import train
+
+    network, state, metadata = decode((finished[0] / "model.safetensors").read_bytes())
+    seen = [("aa", "train"), ("cc", "train"), ("ee", "train"), ("ff", "validation")]
+    before = tuple(TrainingSection(fingerprint=f, stack=0, section=z, role=r) for z, (f, r) in enumerate(seen))
+    begun_from = tmp_path / "begun-from.safetensors"
+    update = {"training_sections": before}
+    begun_from.write_bytes(encode(network_from_state(network, state), metadata.model_copy(update=update)))
+    train(config(cache, tmp_path / "run", initial_model=str(begun_from), epochs=1))
+    after = decode((tmp_path / "run" / "model.safetensors").read_bytes())[2].training_sections
+    assert [(s.fingerprint, s.role) for s in after] == [("aa", "train"), ("cc", "validation"), *seen[1:]]
 
 
 def test_divergence_stops_with_a_sentence(cache: str, ray_cluster: None, tmp_path: Path) -> None:

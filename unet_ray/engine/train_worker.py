@@ -259,12 +259,6 @@ def _start_network(plan: TrainPlan) -> UNet:
 def _metadata(plan: TrainPlan, cache: PatchCache, at: Progressed, scores: dict[str, float | None]) -> ModelMetadata:
     """What segmentation and honest evaluation need to know of a model."""
     made_with = cache.require()["made_with"]
-    sections = []
-    for key, fingerprints in made_with["sections"].items():
-        role, stack, section = key.split("/")
-        sections.append(
-            TrainingSection(fingerprint=fingerprints["image"], stack=int(stack), section=int(section), role=role)
-        )
     return ModelMetadata(
         network=plan.network,
         normalisation=Normalisation(**made_with["intensity"]),
@@ -272,7 +266,7 @@ def _metadata(plan: TrainPlan, cache: PatchCache, at: Progressed, scores: dict[s
         halo_px=halo_px(layers(plan.network)),
         margin_px=margin_px(layers(plan.network)),
         context_sections=made_with["context_sections"],
-        training_sections=tuple(sections),
+        training_sections=_sections(plan, made_with["sections"]),
         training={
             "epoch": at.best_epoch,
             "step": at.step,
@@ -281,3 +275,17 @@ def _metadata(plan: TrainPlan, cache: PatchCache, at: Progressed, scores: dict[s
             "precision": plan.precision,
         },
     )
+
+
+def _sections(plan: TrainPlan, fingerprints: dict[str, dict[str, str]]) -> tuple[TrainingSection, ...]:
+    """Sections of the cache, and those that the model was trained on before it was begun from."""
+    sections = []
+    for key, of in fingerprints.items():
+        role, stack, section = key.split("/")
+        found = {"fingerprint": of["image"], "stack": int(stack), "section": int(section), "role": role}
+        sections.append(TrainingSection.model_validate(found))
+    if plan.initial_model is not None:
+        known = {(section.fingerprint, section.role) for section in sections}
+        before = decode(read_model_file(plan.initial_model), plan.initial_model)[2].training_sections
+        sections += [section for section in before if (section.fingerprint, section.role) not in known]
+    return tuple(sections)

@@ -30,15 +30,16 @@ class Normalisation(Config):
 
 
 class TrainingSection(Config):
-    """A section that the training has seen, so that an evaluation can tell."""
+    """A section that the training has seen, or that of a model it was begun from, so that an evaluation can tell."""
 
     fingerprint: str
-    """Hash of the section's pixels."""
+    """Hash of the image section's pixels, `unet_ray.storage.volume.Volume.section_digest`."""
     stack: int
-    """Number of the stack among those given."""
+    """Number of the stack among those given to that training."""
     section: int
     """z in the stack."""
     role: Literal["train", "validation"]
+    """validation: not trained on, but it chose the model."""
 
 
 class ModelMetadata(Config):
