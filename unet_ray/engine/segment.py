@@ -37,6 +37,7 @@ from unet_ray.network.model_file import decode
 from unet_ray.report.progress import Progress
 from unet_ray.storage.fingerprint import digest
 from unet_ray.storage.mask_volume import open_mask
+from unet_ray.storage.objects import absolute
 from unet_ray.storage.segmentation import FORMAT_VERSION, UNSAID, Segmentation, SegmentationLayout
 from unet_ray.storage.volume import open_volume
 
@@ -108,7 +109,10 @@ def segment(config: SegmentConfig) -> Summary:
         stored = stored | {"threshold": config.threshold}
         output.set_attributes(stored)
     if stored is not None and config.accept_changed_volume:
-        stored = stored | {"made_with": stored["made_with"] | {"volume": asked["volume"]}}
+        stored = stored | {
+            "made_with": stored["made_with"] | {"volume": asked["volume"]},
+            "sources": {"volume": absolute(config.volume)},
+        }
         output.set_attributes(stored)
     done = output.done(layout.blocks)
     skipped = sum(block in done for block in chosen)
@@ -143,6 +147,9 @@ def segment(config: SegmentConfig) -> Summary:
                     "seam": asdict(certificate),
                     "resolved_on": probed.hardware,
                     "block_seconds": block_seconds(job, probed.pixels_per_second),
+                    # For evaluation: what the model has seen, and where to see whether that is scored.
+                    "training_sections": [section.model_dump() for section in metadata.training_sections],
+                    "sources": {"volume": absolute(config.volume)},
                 }
                 output.claim(layout, stored)
             else:
