@@ -28,7 +28,7 @@ assert not found, found
         ("augment", ["--recipe.elastic.sigma-px", "--for-preset {default,paper,keras}", "--variants INT"]),
         ("train", ["--preset {default,paper,keras}", "--use-gpu, --no-use-gpu", "Highest learning rate"]),
         ("segment", ["--tile-px", "--sections", "--accept-voxel-size", "(default: 0.5)"]),
-        ("evaluate", ["--prediction-kind {membrane,interior}", "--label-kind"]),
+        ("evaluate", ["--prediction-kind [{membrane,interior}", "--label-kind"]),
         ("pipeline", ["--train.epochs", "--augment.recipe.flip.y-probability", "--segment.threshold"]),
     ],
 )

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unet_ray.config.sections import parse_roi, parse_sections
+from unet_ray.config.sections import parse_roi, parse_sections, written
 from unet_ray.errors import ConfigError
 from unet_ray.geometry.box import Box
 
@@ -33,6 +33,12 @@ def test_the_same_as_pythons_range(first, stop, step):
     else:
         with pytest.raises(ConfigError, match="names no section" if not chosen else "asks for section"):
             parse_sections([f"{first}:{stop}:{step}"], DEPTH, "--sections")
+
+
+@given(st.sets(st.integers(0, DEPTH - 1)))
+def test_what_is_written_is_read_back(sections):
+    assert parse_sections(written(sections).split(), DEPTH, "--sections") == tuple(sorted(sections))
+    assert len(written(range(DEPTH))) == len("0:30")
 
 
 @pytest.mark.parametrize("choice", ["", "a", "-1", "1:", ":3", "1:2:0", "1:2:3:4", "1.5", "1 2", "1-3"])

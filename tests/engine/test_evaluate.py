@@ -1,5 +1,6 @@
 """Evaluation on real Ray equals the plain loop over sections, in every form of the prediction."""
 
+import csv
 import json
 import os
 import shutil
@@ -15,13 +16,16 @@ import tifffile
 from unet_ray.config.evaluate import EvaluateConfig
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine import evaluate as engine
-from unet_ray.engine.evaluate import METRICS, PANELS, evaluate
+from unet_ray.engine.evaluate import METRICS, PANELS, TABLE, evaluate, run_evaluation
 from unet_ray.errors import ConfigError, LabelError, VolumeError
 from unet_ray.geometry.box import Box
+from unet_ray.numerics.bootstrap import bootstrap
 from unet_ray.numerics.metrics import score_section
 from unet_ray.numerics.phantom import phantom_block
 from unet_ray.numerics.stack_scores import combine
 from unet_ray.numerics.thresholds import cell_probability
+from unet_ray.report.published import PUBLISHED
+from unet_ray.storage.volume import Volume
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -53,11 +57,14 @@ def labels(membrane: npt.NDArray[np.uint8], tmp_path_factory: pytest.TempPathFac
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sections are scored in this process: what differs between inputs needs no cluster again."""
 
-    def score(config: Any, prediction: Any, labels: Any, sections: tuple[int, ...], full_scale: Any) -> Any:
-        kinds = config.prediction_kind, config.label_kind
-        return {z: engine._score_one(prediction, labels, z, *kinds, full_scale) for z in sections}
+    def score_all(inputs: Any, workers: Any, score: Any) -> Any:
+        sections = (*inputs.sections, *inputs.fixing)
+        return [
+            {z: score(prediction, inputs.labels, z, z in inputs.sections) for z in sections}
+            for prediction in inputs.predictions
+        ]
 
-    monkeypatch.setattr(engine, "_score", score)
+    monkeypatch.setattr(engine, "score_all", score_all)
 
 
 def scores_of(
@@ -80,14 +87,14 @@ def test_two_workers_score_as_the_plain_loop(
     write_zarr: Callable[..., str],
 ) -> None:
     # Workers take this function by value from here; it leaves the pid of who scored.
-    score_one, marks = engine._score_one, tmp_path / "marks"
+    score_one, marks = engine.score_one, tmp_path / "marks"
     marks.mkdir()
 
     def marked(*arguments: Any) -> Any:
         (marks / f"{os.getpid()}-{arguments[2]}").touch()
         return score_one(*arguments)
 
-    monkeypatch.setattr(engine, "_score_one", marked)
+    monkeypatch.setattr(engine, "score_one", marked)
     prediction = write_zarr(tmp_path / "p.zarr", probability)
     given = {"prediction": prediction, "labels": str(labels), "images": prediction}
     report = tmp_path / "report"
@@ -109,8 +116,15 @@ def test_two_workers_score_as_the_plain_loop(
     assert set(contract.split()) <= set(summary)
     assert (summary["status"], summary["sections"], summary["report"]) == ("complete", [0, 2, 3], str(report))
     written = json.loads((report / METRICS).read_text())
-    assert same(written, expected)
-    assert [row["section"] for row in written["sections"]] == [0, 2, 3]
+    assert written.keys() == {"config", "sections", "predictions", "published"}
+    assert (written["sections"], written["published"]) == ([0, 2, 3], PUBLISHED)
+    (stack,) = written["predictions"]
+    assert same(stack, expected)
+    assert [row["section"] for row in stack["sections"]] == [0, 2, 3]
+    assert (stack["name"], stack["prediction"], stack["kind"], stack["warnings"]) == ("p", prediction, "membrane", [])
+    assert "predictions" not in summary
+    for key in ("name", "holdout", "warnings", "interval"):
+        assert json.loads(json.dumps(summary[key])) == stack[key], key
     assert (report / PANELS).read_bytes().startswith(b"\x89PNG")
 
 
@@ -126,11 +140,14 @@ def test_a_threshold_that_other_sections_fixed(
     alone = evaluate(EvaluateConfig(**given, sections=("2:4",)))
     report = tmp_path / "report"
     found = evaluate(EvaluateConfig(**given, sections=("2:4",), threshold_sections=("0:2",), report=str(report)))
-    assert same(found, {name: value for name, value in alone.items() if name not in ("seconds", "startup_seconds")})
+    differs = ("seconds", "startup_seconds", "interval")
+    assert same(found, {name: value for name, value in alone.items() if name not in differs})
+    assert same(found["interval"], alone["interval"])
+    assert "v_rand_at_fixed_threshold" in found["interval"]
     others = combine([score_section(cell_probability(values[z].astype(np.uint8)), membrane[z] == 0) for z in (0, 1)])
     both = others.curves["v_rand"] + others.curves["v_info"]
     assert found["fixed_threshold"] == pytest.approx(0.1 * int(np.argmax(both)))
-    written = json.loads((report / METRICS).read_text())
+    (written,) = json.loads((report / METRICS).read_text())["predictions"]
     for name in ("v_rand", "v_info", "pixel_mismatch"):
         at_fixed = written["curves"][name][int(np.argmax(both))]
         assert found[f"{name}_at_fixed_threshold"] == written[f"{name}_at_fixed_threshold"] == at_fixed
@@ -212,9 +229,163 @@ def test_unwritten_blocks_are_refused(
     assert evaluate(EvaluateConfig(prediction=str(out), labels=str(labels)))["status"] == "complete"
     shutil.rmtree(out / "0" / "c" / "2" / "1")
     (out / "0" / "c" / "3" / "0" / "0").write_bytes(b"")
-    with pytest.raises(VolumeError, match="has 4 blocks unwritten"):
-        evaluate(EvaluateConfig(prediction=str(out), labels=str(labels)))
+    for part in (out, out / "0", out / "labels" / "membrane", out / "labels" / "membrane" / "0"):
+        with pytest.raises(VolumeError, match="has 4 blocks unwritten"):
+            evaluate(EvaluateConfig(prediction=str(part), labels=str(labels)))
     with pytest.raises(VolumeError, match="has 1 blocks unwritten"):
         evaluate(EvaluateConfig(prediction=str(out), labels=str(labels), sections=("0", "3")))
     # Sections that are whole can be scored.
     assert evaluate(EvaluateConfig(prediction=str(out), labels=str(labels), sections=("0:2",)))["sections"] == [0, 1]
+
+
+@pytest.mark.usefixtures("here")
+def test_several_predictions_side_by_side(
+    labels: Path,
+    membrane: npt.NDArray[np.uint8],
+    probability: npt.NDArray[np.uint8],
+    tmp_path: Path,
+    write_zarr: Callable[..., str],
+) -> None:
+    """Each is scored as it would be alone, in its own polarity."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    paths = (
+        write_zarr(tmp_path / "a" / "p.zarr", probability),
+        write_zarr(tmp_path / "b" / "p.zarr", 255 - np.roll(probability, 3, axis=1)),
+        write_zarr(tmp_path / "mask.zarr", membrane),
+    )
+    kinds = ("membrane", "interior", "membrane")
+    report = tmp_path / "report"
+    given = {"labels": str(labels), "sections": ("1:4",), "threshold_sections": ("0",)}
+    found = evaluate(EvaluateConfig(prediction=paths, prediction_kind=kinds, report=str(report), **given))
+    assert [stack["name"] for stack in found["predictions"]] == ["p", "p-2", "mask"]
+    written = json.loads((report / METRICS).read_text())
+    for stack, path, kind, brief in zip(written["predictions"], paths, kinds, found["predictions"], strict=True):
+        alone = evaluate(EvaluateConfig(prediction=path, prediction_kind=kind, **given))
+        scores = {key: value for key, value in brief.items() if key not in ("name", "holdout", "warnings")}
+        assert same(alone, scores)
+        assert {key: stack[key] for key in brief} == json.loads(json.dumps(brief))
+        assert (stack["prediction"], stack["kind"]) == (path, kind)
+    assert same(found, found["predictions"][0])
+    assert len({stack["v_rand"] for stack in found["predictions"]}) == 3
+    assert (found["predictions"][2]["v_rand"], found["predictions"][2]["interval"]["v_rand"]) == (1, (1, 1))
+
+    rows = list(csv.DictReader((report / TABLE).read_text().splitlines()))
+    assert [(row["prediction"], row["section"]) for row in rows] == [
+        (name, section) for name in ("p", "p-2", "mask") for section in ("1", "2", "3", "all")
+    ]
+    for stack, last in zip(written["predictions"], rows[3::4], strict=True):
+        assert float(last["v_rand"]) == stack["v_rand"]
+        assert [float(last["v_rand_low"]), float(last["v_rand_high"])] == stack["interval"]["v_rand"]
+        assert float(last["v_rand_at_fixed_threshold"]) == stack["v_rand_at_fixed_threshold"]
+    assert [float(row["dice"]) for row in rows[:3]] == [row["dice"] for row in written["predictions"][0]["sections"]]
+    # One kind does for all.
+    all_membrane = evaluate(EvaluateConfig(prediction=paths[::2], **given))
+    assert same(all_membrane["predictions"][1], {"v_rand": 1.0, "kind": "membrane"})
+
+
+def test_as_many_kinds_as_predictions() -> None:
+    given = {"prediction": ("a", "b", "c"), "labels": "l"}
+    with pytest.raises(ValueError, match="--prediction-kind is given 2 times for 3 predictions; give one for all or"):
+        EvaluateConfig(**given, prediction_kind=("membrane", "interior"))
+    with pytest.raises(ValueError, match="--model is given 2 times for 3 predictions"):
+        EvaluateConfig(**given, model=("m", "n"))
+    with pytest.raises(ValueError, match="names nothing"):
+        EvaluateConfig(prediction=(), labels="l")
+
+
+@pytest.mark.usefixtures("here")
+def test_intervals_are_those_of_the_sections(
+    labels: Path,
+    membrane: npt.NDArray[np.uint8],
+    probability: npt.NDArray[np.uint8],
+    tmp_path: Path,
+    write_zarr: Callable[..., str],
+) -> None:
+    given = {"prediction": write_zarr(tmp_path / "p.zarr", probability), "labels": str(labels)}
+    found = evaluate(EvaluateConfig(**given, bootstrap=50))["interval"]
+    scored = [score_section(cell_probability(probability[z]), membrane[z] == 0) for z in range(4)]
+    assert found == bootstrap(scored, resamples=50)
+    assert found["v_rand"][0] < found["v_rand"][1]
+    assert evaluate(EvaluateConfig(**given, bootstrap=0))["interval"] == {}
+    assert set(evaluate(EvaluateConfig(**given, sections=("2",)))["interval"].values()) == {None}
+
+
+@pytest.mark.usefixtures("here")
+def test_a_turned_prediction_is_warned_of(
+    labels: Path,
+    probability: npt.NDArray[np.uint8],
+    tmp_path: Path,
+    write_zarr: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = {"prediction": write_zarr(tmp_path / "p.zarr", probability), "labels": str(labels)}
+    assert evaluate(EvaluateConfig(**given))["warnings"] == []
+    assert "warning" not in capsys.readouterr().err
+    (warning,) = evaluate(EvaluateConfig(**given, prediction_kind="interior"))["warnings"]
+    assert "p looks turned round" in warning
+    assert warning.endswith("pass --prediction-kind membrane")
+    assert f"evaluate: warning: {warning}" in capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.usefixtures("here")
+def test_pixels_that_nobody_labelled(
+    membrane: npt.NDArray[np.uint8], probability: npt.NDArray[np.uint8], tmp_path: Path, write_zarr: Callable[..., str]
+) -> None:
+    ignore = np.zeros(SHAPE, bool)
+    ignore[:, 20:50, 30:60] = True
+    values = np.where(ignore, 7, (1 - membrane) * 255).astype(np.uint8)
+    prediction = write_zarr(tmp_path / "p.zarr", probability)
+    given = {"prediction": prediction, "labels": write_zarr(tmp_path / "l.zarr", values)}
+    found = evaluate(EvaluateConfig(**given, ignore_label=7))
+    scored = [
+        score_section(cell_probability(probability[z]), membrane[z] == 0, ignore=ignore[z]) for z in range(len(ignore))
+    ]
+    assert same(found, combine(scored).summary())
+    assert not same(found, scores_of(probability, membrane))
+    with pytest.raises(LabelError, match="hold 3 different values"):
+        evaluate(EvaluateConfig(**given))
+    values[2] = 7
+    unlabelled = write_zarr(tmp_path / "u.zarr", values)
+    with pytest.raises(LabelError, match=r"u.zarr, section 2, have no pixel that is not --ignore-label 7; leave"):
+        evaluate(EvaluateConfig(prediction=prediction, labels=unlabelled, ignore_label=7))
+
+
+@pytest.mark.usefixtures("here")
+def test_no_more_than_a_section_is_read_at_once(
+    labels: Path,
+    probability: npt.NDArray[np.uint8],
+    tmp_path: Path,
+    write_zarr: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By whatever part of it: scoring, the search for a mask's full scale, pictures."""
+    read, depths = Volume.read, list[int]()
+
+    def noted(volume: Volume, box: Box) -> npt.NDArray[Any]:
+        depths.append(box.shape[0])
+        return read(volume, box)
+
+    monkeypatch.setattr(Volume, "read", noted)
+    mask = write_zarr(tmp_path / "p.zarr", (probability > 127).astype(np.uint8))
+    evaluate(EvaluateConfig(prediction=mask, labels=str(labels), images=mask, report=str(tmp_path / "report")))
+    assert len(depths) > 3 * 4
+    assert set(depths) == {1}
+
+
+@pytest.mark.usefixtures("here")
+def test_what_it_read_stays_open(
+    labels: Path, membrane: npt.NDArray[np.uint8], tmp_path: Path, write_zarr: Callable[..., str]
+) -> None:
+    """For those who go on with it, such as a report."""
+    mask = write_zarr(tmp_path / "p.zarr", membrane)
+    found = run_evaluation(EvaluateConfig(prediction=mask, labels=str(labels), images=mask, sections=("1", "3")))
+    (prediction,) = found.inputs.predictions
+    assert (prediction.full_scale, found.inputs.sections) == (1, (1, 3))
+    cells, ignore = found.inputs.labels.read(3)
+    assert ignore is None
+    assert np.array_equal(cells, membrane[3] == 0)
+    assert np.array_equal(prediction.read(3), cells)
+    assert found.inputs.images is not None
+    assert json.loads(json.dumps(found.metrics, allow_nan=False))["predictions"][0]["v_rand"] == 1
+    assert found.startup_seconds > 0

@@ -17,7 +17,7 @@ from unet_ray.engine import segment_plan
 from unet_ray.engine.evaluate import evaluate
 from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_worker import Job
-from unet_ray.errors import ConfigError, OutputMismatchError
+from unet_ray.errors import ConfigError, OutputMismatchError, VolumeError
 from unet_ray.numerics.downsample import downsample
 from unet_ray.storage.segmentation import CLASSES, MASK
 
@@ -211,7 +211,9 @@ def test_what_is_for_membranes_is_refused(
     assert not list(tmp_path.iterdir())
     out = made["classes"][0]
     for prediction in (out, out / "0", out / CLASSES, out / CLASSES / "0"):
-        with pytest.raises(ConfigError, match=r"tells 3 classes apart, but evaluate scores membranes; give"):
+        with pytest.raises(
+            ConfigError, match=r"tells 3 classes apart, but --label-kind interior scores membranes; give"
+        ):
             evaluate(EvaluateConfig(prediction=str(prediction), labels=str(out / CLASSES)))
 
 
@@ -291,3 +293,42 @@ def test_a_mask_and_several_tiles_at_once_serve_every_kind(
     assert found[..., inside == 1].any()
     label = array(tmp_path / "out.zarr", f"{CLASSES if kind == 'classes' else MASK}/0")
     assert np.array_equal(label, label_of(kind, found))
+
+
+def test_classes_are_scored_by_class(
+    asked: dict[str, dict[str, Any]],
+    made: dict[str, tuple[Path, Any]],
+    tmp_path: Path,
+    write_zarr: Callable[..., str],
+) -> None:
+    out = made["classes"][0]
+    predicted = array(out, f"{CLASSES}/0")
+    truth = np.where(np.random.default_rng(0).random(SHAPE) < 0.3, 2, predicted).astype(np.uint8)
+    truth[:, :5] = 9  # nobody labelled that
+    labels = write_zarr(tmp_path / "labels.zarr", truth)
+    report = tmp_path / "report"
+    given = {"labels": labels, "label_kind": "classes", "ignore_label": 9}
+    found = evaluate(EvaluateConfig(prediction=str(out), report=str(report), **given))
+    known, same = truth < 9, truth == predicted
+    assert found["pixel_mismatch"] == pytest.approx(1 - same[known].mean())
+    assert 0.05 < found["pixel_mismatch"] < 0.35
+    for c in range(3):
+        both, a, b = (known & (truth == c) & same).sum(), (truth == c).sum(), (known & (predicted == c)).sum()
+        assert b > 0, "the class comes out"
+        assert found[f"dice_{c}"] == pytest.approx(2 * both / (a + b))
+        assert found[f"iou_{c}"] == pytest.approx(both / (a + b - both))
+    assert found["mean_dice"] == pytest.approx(np.mean([found[f"dice_{c}"] for c in range(3)]))
+    assert "dice_3" not in found
+    assert found["kind"] == "classes"
+    assert sorted(path.name for path in report.iterdir()) == ["metrics.csv", "metrics.json"]
+    # Whichever part is named; and a mask's classes are 0 and 1.
+    for part in (out / "0", out / CLASSES, out / CLASSES / "0"):
+        assert evaluate(EvaluateConfig(prediction=str(part), **given))["mean_dice"] == found["mean_dice"]
+    half = evaluate(EvaluateConfig(prediction=str(made["half"][0]), **given))
+    mask = array(made["half"][0], f"{MASK}/0")
+    assert half["pixel_mismatch"] == pytest.approx(1 - (mask == truth)[known].mean())
+    probabilities = write_zarr(tmp_path / "p.zarr", np.zeros(SHAPE, np.float32))
+    with pytest.raises(VolumeError, match="whole numbers from 0 to 31, but this one has float32"):
+        evaluate(EvaluateConfig(prediction=probabilities, **given))
+    with pytest.raises(ValueError, match="no thresholds and no polarity"):
+        EvaluateConfig(prediction="p", threshold_sections=("1",), **given)

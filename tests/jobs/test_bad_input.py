@@ -153,6 +153,15 @@ def test_evaluate(call_job: Job, stack: Stack, labels: Path, tmp_path: Path) -> 
     refused("asks for section 4", flags=("--sections", "4"))
     refused("cannot be written", flags=("--report", tmp_path / "file" / "report"))
     refused("--images", flags=("--images", stack("small.tif", np.zeros((3, 8, 8), np.uint8))))
+    refused("cannot find", flags=("--prediction", good, tmp_path / "no.tif"))
+    refused("short.tif has shape (2, 64, 72)", flags=("--prediction", good, tmp_path / "short.tif"))
+    refused(
+        "--prediction-kind is given 2 times for 3 predictions",
+        flags=("--prediction", good, good, good, "--prediction-kind", "membrane", "interior"),
+    )
+    refused("no model file", flags=("--model", tmp_path / "no.safetensors"))
+    refused("is not a model", flags=("--model", good))
+    refused("bootstrap", "greater than or equal to 0", flags=("--bootstrap", "-1"))
 
 
 def test_train(call_job: Job, tmp_path: Path) -> None:

@@ -69,7 +69,10 @@ def test_end_to_end(config: Path, tmp_path: Path, run_job: Callable[..., Any]) -
     assert mask.shape == (6, 128, 128)
     assert set(np.unique(mask)) <= {0, 255}
     metrics = json.loads((Path(summary["report"]) / "metrics.json").read_text())
-    assert metrics["v_rand"] == summary["evaluate"]["v_rand"]
+    assert metrics["predictions"][0]["v_rand"] == summary["evaluate"]["v_rand"]
+    # Neither training nor the choice of the model has seen what is scored, and the job knows.
+    assert summary["evaluate"]["holdout"]["status"] == "held out"
+    assert summary["evaluate"]["warnings"] == []
     for picture in (Path(summary["report"]) / "sections.png", run / "run" / "curves.png"):
         pixels = matplotlib.image.imread(picture)
         assert min(pixels.shape[:2]) > 50

@@ -1,30 +1,55 @@
 """Settings of the evaluate job."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from unet_ray.config.base import Config
 
 
 class EvaluateConfig(Config):
-    """Compare a segmentation with labels by the metrics of the ISBI 2012 challenge, section by section."""
+    """Compare segmentations with labels by the metrics of the ISBI 2012 challenge, section by section."""
 
-    prediction: str
-    """Membrane probability or mask: OME-Zarr, zarr or TIFF; a path or URL."""
+    prediction: tuple[str, ...]
+    """Membrane probability or mask: OME-Zarr, zarr or TIFF; a path or URL. Several are scored side by side."""
     labels: str
     """Labels of the same shape."""
-    prediction_kind: Literal["membrane", "interior"] = "membrane"
-    """What a high value of the prediction means: membrane (our output) or interior (the challenge's submissions)."""
-    label_kind: Literal["interior", "membrane", "instances"] = "interior"
-    """What labels mean: interior (bright = inside a cell), membrane (bright = membrane), instances (ids)."""
+    prediction_kind: tuple[Literal["membrane", "interior"], ...] = ("membrane",)
+    """What a high value of the prediction means: membrane (our output) or interior (the challenge's submissions); one for all predictions or one each."""
+    label_kind: Literal["interior", "membrane", "instances", "classes"] = "interior"
+    """What labels mean: interior (bright = inside a cell), membrane (bright = membrane), instances (ids), classes (indices from 0; predictions are indices, too, and the scores each class's Dice and IoU)."""
+    ignore_label: int | None = None
+    """Label value of pixels that nobody labelled; they are in no count, and cells end there in labels and prediction alike."""
     sections: tuple[str, ...] = ()
     """Sections to score: numbers, A:B or A:B:STEP; none: all."""
     threshold_sections: tuple[str, ...] = ()
     """Sections, such as those of validation, whose best common threshold the scores are also given at; they must not be among the scored ones."""
+    model: tuple[str, ...] = ()
+    """Model file that made the prediction, one for all predictions or one each: it tells which sections it was trained on. Only where the prediction does not tell (TIFF, or not ours)."""
     images: str | None = None
-    """Raw images, for the report's pictures alone."""
+    """Raw images: for the report's pictures, and to recognise sections that a model was trained on. Our segmentations name theirs."""
+    bootstrap: Annotated[int, Field(ge=0)] = 1000
+    """Stacks of sections drawn with replacement for the 95 % intervals; 0: no intervals."""
     report: str | None = None
-    """Folder for metrics.json and pictures, a path or URL."""
+    """Folder for metrics.json, metrics.csv and pictures, a path or URL."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Sections scored at once; None: as many as there are CPUs."""
+
+    @field_validator("prediction", "prediction_kind", "model", mode="before")
+    @classmethod
+    def _one_alone(cls, given: Any) -> Any:
+        return (given,) if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _one_for_all_or_one_each(self) -> Self:
+        count = len(self.prediction)
+        if count == 0:
+            raise ValueError("--prediction names nothing; name at least one prediction")
+        for option, given, fewest in (("prediction-kind", self.prediction_kind, 1), ("model", self.model, 0)):
+            if len(given) not in {fewest, 1, count}:
+                raise ValueError(
+                    f"--{option} is given {len(given)} times for {count} predictions; give one for all or one each"
+                )
+        if self.label_kind == "classes" and (self.threshold_sections or "interior" in self.prediction_kind):
+            raise ValueError("--label-kind classes has no thresholds and no polarity; leave those options out")
+        return self

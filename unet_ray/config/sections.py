@@ -44,6 +44,21 @@ def parse_sections(choices: Iterable[str], depth: int, option: str) -> tuple[int
     return tuple(sorted(numbers))
 
 
+def written(sections: Iterable[int]) -> str:
+    """Section numbers as `parse_sections` reads them, runs in short.
+
+    >>> written([5, 0, 1, 2, 7, 8])
+    '0:3 5 7 8'
+    """
+    runs: list[tuple[int, int]] = []
+    for section in sorted(sections):
+        if runs and runs[-1][1] == section:
+            runs[-1] = (runs[-1][0], section + 1)
+        else:
+            runs.append((section, section + 1))
+    return " ".join(f"{a}:{b}" if b - a > 2 else " ".join(map(str, range(a, b))) for a, b in runs)
+
+
 def parse_roi(roi: str | None, volume: Triple, option: str) -> Box:
     """The region of a volume that ``z0:z1,y0:y1,x0:x1`` names; an end that is left out is the volume's own.
 

@@ -89,7 +89,7 @@ def pipeline(config: PipelineConfig) -> Summary:
             segmented = segment_to(config.volume, segmentation, (), config.tiff, config.mask)
         evaluated = evaluate(
             EvaluateConfig(
-                prediction=prediction, labels=labels, label_kind=config.augment.label_kind, sections=scored,
+                prediction=(prediction,), labels=labels, label_kind=config.augment.label_kind, sections=scored,
                 threshold_sections=fixing, images=images, report=f"{output}/report", workers=config.workers,
             )
         )  # fmt: skip

@@ -1,0 +1,183 @@
+"""What an evaluation compares: predictions and labels, opened and checked before anything is started."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_ray.config.evaluate import EvaluateConfig
+from unet_ray.config.sections import parse_sections
+from unet_ray.engine.holdout import Training, known_training
+from unet_ray.engine.labelled_stacks import read_section, stack_names
+from unet_ray.errors import ConfigError, LabelError, OutputMismatchError, VolumeError
+from unet_ray.numerics.labels import LabelKind, class_map
+from unet_ray.numerics.thresholds import Polarity, cell_probability
+from unet_ray.storage.segmentation import CLASSES, MASK, Segmentation
+from unet_ray.storage.volume import Volume, open_volume
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The truth: its volume, what its values mean, and the value of pixels that nobody labelled."""
+
+    volume: Volume
+    kind: LabelKind
+    ignore_label: int | None = None
+
+    def read(self, z: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_] | None]:
+        """Where section ``z`` is cell interior, and where nobody labelled it; errors are `read_classes`'."""
+        classes, ignore = self.read_classes(z)
+        return classes == 0, ignore
+
+    def read_classes(self, z: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_] | None]:
+        """Class map of section ``z`` (1 = membrane, or indices), and where nobody labelled it (None: nowhere), (y, x).
+
+        Raises:
+            LabelError: the labels do not fit their kind, or no pixel is labelled.
+        """
+        name = f"labels of {self.volume.path}, section {z},"
+        classes, ignore = class_map(read_section(self.volume, z), self.kind, ignore_label=self.ignore_label, name=name)
+        if ignore is not None and ignore.all():
+            raise LabelError(
+                f"{name} have no pixel that is not --ignore-label {self.ignore_label}; leave the section out with "
+                "--sections"
+            )
+        return classes, ignore
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One of the predictions that are scored.
+
+    Attributes:
+        name: short, and another for each prediction.
+        path: as the user gave it.
+        volume: probability or mask.
+        kind: what a high value means; that of classes means nothing.
+        full_scale: the value that means 1; None: the largest of its integer type, or 1.
+        training: what is known of its model's.
+    """
+
+    name: str
+    path: str
+    volume: Volume
+    kind: Polarity
+    full_scale: float | None
+    training: Training
+
+    def read(self, z: int) -> npt.NDArray[np.float32]:
+        """Probability of cell interior in section ``z``, (y, x), 0 to 1.
+
+        Raises:
+            VolumeError: the values are no probabilities.
+        """
+        return cell_probability(read_section(self.volume, z), self.kind, self.full_scale)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that an evaluation reads; nothing of it is in memory.
+
+    Attributes:
+        predictions: at least one.
+        labels: of the same shape as each prediction.
+        images: of that shape, too; None where the user names none.
+        sections: that are scored, ascending.
+        fixing: others, that fix a threshold; may be none.
+    """
+
+    predictions: tuple[Prediction, ...]
+    labels: Labels
+    images: Volume | None
+    sections: tuple[int, ...]
+    fixing: tuple[int, ...]
+
+
+def open_inputs(config: EvaluateConfig) -> Inputs:
+    """Open and check all that `config` names.
+
+    Raises:
+        InputError: something is missing, damaged, incomplete, or does not fit the rest.
+    """
+    labels = open_volume(config.labels)
+    volumes = []
+    for path in config.prediction:
+        volumes.append(_open_classes(path) if config.label_kind == "classes" else _open_membrane(path, config))
+        if volumes[-1].shape != labels.shape:
+            raise LabelError(
+                f"--prediction {path} has shape {volumes[-1].shape} but --labels {config.labels} "
+                f"{labels.shape} (z, y, x); give labels of the same sections"
+            )
+    images = None if config.images is None else open_volume(config.images)
+    if images is not None and images.shape != labels.shape:
+        raise VolumeError(
+            f"--images {config.images} has shape {images.shape} but --labels {labels.shape}; give the same sections"
+        )
+    depth = labels.shape[0]
+    sections = parse_sections(config.sections, depth, "--sections") or tuple(range(depth))
+    fixing = parse_sections(config.threshold_sections, depth, "--threshold-sections")
+    if shared := sorted(set(fixing) & set(sections)):
+        raise ConfigError(
+            f"--threshold-sections names section {shared[0]}, which is scored itself; a threshold that was fixed "
+            "before has to come from other sections: take it out there or name the others with --sections"
+        )
+    predictions = []
+    each = len(config.prediction)
+    kinds = config.prediction_kind * (each // len(config.prediction_kind))
+    models = config.model * (each // len(config.model)) if config.model else (None,) * each
+    for name, path, volume, kind, model in zip(
+        stack_names(config.prediction), config.prediction, volumes, kinds, models, strict=True
+    ):
+        segmentation = _segmentation(path)
+        _refuse_unwritten(path, segmentation, (*sections, *fixing))
+        training = known_training(path, segmentation, model, images)
+        full_scale = None if config.label_kind == "classes" else _full_scale(volume, (*sections, *fixing))
+        predictions.append(Prediction(name, path, volume, kind, full_scale, training))
+    return Inputs(tuple(predictions), Labels(labels, config.label_kind, config.ignore_label), images, sections, fixing)
+
+
+def _segmentation(path: str) -> Segmentation | None:
+    """The segmentation of ours that is at a path, or that the array or label image at the path is part of."""
+    try:
+        segmentation = Segmentation(re.sub(rf"(/({MASK}|{CLASSES}))?(/\d+)?/*$", "", path))
+        return None if segmentation.attributes() is None else segmentation
+    except (OutputMismatchError, OSError):
+        return None  # another's zarr, or a file
+
+
+def _open_membrane(path: str, config: EvaluateConfig) -> Volume:
+    """Several classes have no membrane to score; as a mask their indices would be read as probabilities."""
+    segmentation = _segmentation(path)
+    if segmentation is not None and segmentation.classes() > 1:
+        raise ConfigError(
+            f"--prediction {path} tells {segmentation.classes()} classes apart, but --label-kind {config.label_kind} "
+            "scores membranes; give labels that are class indices and --label-kind classes, or a segmentation by a "
+            "model of at most 2 classes"
+        )
+    return open_volume(path)
+
+
+def _open_classes(path: str) -> Volume:
+    """Class indices: of a segmentation of ours its label image, whichever part of it is named."""
+    segmentation = _segmentation(path)
+    if segmentation is None:
+        return open_volume(path)
+    return open_volume(f"{segmentation.path}/{CLASSES if segmentation.classes() > 1 else MASK}")
+
+
+def _refuse_unwritten(path: str, segmentation: Segmentation | None, sections: tuple[int, ...]) -> None:
+    """A segmentation of ours must be complete where it is scored: unwritten blocks would read as 0."""
+    missing = 0 if segmentation is None else segmentation.unwritten_blocks(sections)
+    if missing:
+        raise VolumeError(
+            f"--prediction {path} has {missing} blocks unwritten in the chosen sections; run the same jobs/segment.py "
+            "command again to finish them"
+        )
+
+
+def _full_scale(prediction: Volume, sections: tuple[int, ...]) -> float | None:
+    """1 for whole numbers that never exceed it (a mask of 0 and 1), None where the dtype says it."""
+    if prediction.dtype.kind not in "ui":
+        return None
+    return 1.0 if all(read_section(prediction, z).max() <= 1 for z in sections) else None
