@@ -15,8 +15,9 @@ import tifffile
 
 from unet_ray.config.evaluate import EvaluateConfig
 from unet_ray.config.segment import SegmentConfig
-from unet_ray.engine import evaluate as engine
-from unet_ray.engine.evaluate import METRICS, PANELS, TABLE, evaluate, run_evaluation
+from unet_ray.engine import evaluation as engine
+from unet_ray.engine.evaluate import METRICS, PAGE, PANELS, TABLE, evaluate
+from unet_ray.engine.evaluation import run_evaluation
 from unet_ray.errors import ConfigError, LabelError, VolumeError
 from unet_ray.geometry.box import Box
 from unet_ray.numerics.bootstrap import bootstrap
@@ -65,6 +66,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
 
     monkeypatch.setattr(engine, "score_all", score_all)
+    monkeypatch.setattr(engine, "pictures", lambda *_: ())
+    monkeypatch.setattr(engine, "hardware", lambda: "here")
 
 
 def scores_of(
@@ -126,6 +129,10 @@ def test_two_workers_score_as_the_plain_loop(
     for key in ("name", "holdout", "warnings", "interval"):
         assert json.loads(json.dumps(summary[key])) == stack[key], key
     assert (report / PANELS).read_bytes().startswith(b"\x89PNG")
+    page = (report / PAGE).read_text()
+    assert all(f'id="section-{z}"' in page for z in (0, 2, 3))
+    assert 'id="section-1"' not in page
+    assert f"{summary['v_rand']:.4f}" in page
 
 
 @pytest.mark.usefixtures("here")

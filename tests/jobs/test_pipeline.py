@@ -78,6 +78,22 @@ def test_end_to_end(config: Path, tmp_path: Path, run_job: Callable[..., Any]) -
         assert min(pixels.shape[:2]) > 50
         assert pixels.std() > 0
 
+    page = (Path(summary["report"]) / "report.html").read_text()
+    for told in (
+        "Demo on a synthetic volume",
+        "held out",
+        "Seam certificate",
+        "What it waited for",
+        "Augmented patches",
+        "Validation: v rand",
+        "python jobs/view.py",
+        "--initial-model",
+        "Mvox/s",
+        "section-4",
+        "jobs/pipeline.py",
+    ):
+        assert told in page, told
+
     before = {path: path.stat().st_mtime_ns for path in run.rglob("c/**/*") if path.is_file()}
     assert len(before) > 20
     again = run_job("pipeline", "--config", config)
@@ -100,7 +116,7 @@ def test_a_mask_is_for_the_volume_alone(
     monkeypatch.setattr(pipeline, "cluster", contextlib.nullcontext)
     for stage in ("augment", "train", "segment", "evaluate"):
 
-        def note(config: Any) -> dict[str, str]:
+        def note(config: Any, *_: Any) -> dict[str, str]:
             given.append(config)
             return {"status": "complete", "model": "m"}
 

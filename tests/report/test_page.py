@@ -151,3 +151,13 @@ def test_best_and_worst_section():
     page = report_html(a_report())
     assert re.search(r'id="section-4".*?<figcaption><b>Section 4</b>\s*<span class="mark">worst', page, re.S)
     assert re.search(r'id="section-9".*?<figcaption><b>Section 9</b>\s*<span class="mark">best', page, re.S)
+
+
+def test_classes_have_dice_and_no_thresholds():
+    scores = {"pixel_mismatch": 0.1, "mean_dice": 0.8, "mean_iou": 0.7, "dice_0": 0.9, "iou_0": 0.85, "dice_1": None}
+    row = {"section": 4, "pixel_mismatch": 0.1, "mean_dice": 0.8}
+    about = {"name": "s", "warnings": [], "holdout": {"status": "unknown", "sentence": "unknown: not ours"}}
+    found = {"sections": [4], "predictions": [about | scores | {"interval": {}, "curves": {}, "sections": [row]}]}
+    page = Reader(report_html(a_report(metrics=found | {"published": {}}, sections=[])))
+    assert {"thresholds", "published"}.isdisjoint(page.ids)
+    assert all(said in page.text for said in ("Mean Dice", "0.8000", "IoU, class 0", "0.8500", "unknown: not ours"))

@@ -3,23 +3,21 @@
 import json
 import sys
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from unet_ray.command import Summary
 from unet_ray.config.evaluate import EvaluateConfig
-from unet_ray.engine.cluster import cluster
-from unet_ray.engine.evaluate_inputs import Inputs, open_inputs
-from unet_ray.engine.findings import class_findings, membrane_findings
+from unet_ray.engine.evaluate_inputs import Inputs
+from unet_ray.engine.evaluation import run_evaluation
 from unet_ray.engine.labelled_stacks import read_section
-from unet_ray.engine.section_scoring import count_classes, score_all, score_one
+from unet_ray.engine.report import Stages, report_page
 from unet_ray.report.metrics_csv import metrics_csv
 from unet_ray.report.pictures import PanelRow, panels_png
-from unet_ray.report.published import PUBLISHED
 from unet_ray.storage.objects import open_objects
 
 METRICS = "metrics.json"
 TABLE = "metrics.csv"
+PAGE = "report.html"
 PANELS = "sections.png"
 MOST_PANELS = 6
 # Long lists, which metrics.json has and a summary does not.
@@ -27,23 +25,12 @@ NOT_IN_SUMMARY = ("curves", "sections")
 HEADLINES = {"v_rand": "V_rand", "v_info": "V_info", "mean_dice": "mean Dice", "pixel_mismatch": "wrong pixels"}
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found, with what it read still open.
-
-    Attributes:
-        inputs: predictions, labels, images and the chosen sections.
-        metrics: what ``metrics.json`` holds: config, sections, predictions (in the order of the inputs'), published.
-        startup_seconds: from the call to the first section's start.
-    """
-
-    inputs: Inputs
-    metrics: dict[str, Any]
-    startup_seconds: float
-
-
-def evaluate(config: EvaluateConfig) -> Summary:
+def evaluate(config: EvaluateConfig, stages: Stages | None = None) -> Summary:
     """Score predictions and write the report.
+
+    Args:
+        config: what to compare.
+        stages: that came before in a pipeline, for the report.
 
     Returns:
         The summary of the contract: v_rand, v_info, pixel_error, ... of the first prediction's chosen sections,
@@ -72,39 +59,13 @@ def evaluate(config: EvaluateConfig) -> Summary:
         report.put(TABLE, metrics_csv(evaluation.metrics))
         if config.label_kind != "classes":  # the picture is of membranes
             report.put(PANELS, _panels(evaluation.inputs))
+        report.put(PAGE, report_page(evaluation, time.time() - began, stages))
         summary["report"] = config.report
     for found in brief:
         _say(_line(found))
         for warning in found["warnings"]:
             _say(f"warning: {warning}")
     return summary | {"seconds": round(time.time() - began, 2)}
-
-
-def run_evaluation(config: EvaluateConfig) -> Evaluation:
-    """Score predictions; nothing is written.
-
-    Raises:
-        InputError: inputs are wrong, or the report cannot be written; nothing was started.
-    """
-    began = time.time()
-    inputs = open_inputs(config)
-    if config.report is not None:
-        open_objects(config.report).require_writable()
-    of_classes = config.label_kind == "classes"
-    with cluster():
-        scored = score_all(inputs, config.workers, count_classes if of_classes else score_one)
-    findings = class_findings if of_classes else membrane_findings
-    metrics = {
-        "config": config.model_dump(mode="json"),
-        "sections": list(inputs.sections),
-        "predictions": [
-            findings(config, inputs, prediction, of_sections)
-            for prediction, of_sections in zip(inputs.predictions, scored, strict=True)
-        ],
-        "published": {} if of_classes else PUBLISHED,
-    }
-    started = min(one.started for of_sections in scored for one in of_sections.values())
-    return Evaluation(inputs, metrics, started - began)
 
 
 def _line(found: dict[str, Any]) -> str:

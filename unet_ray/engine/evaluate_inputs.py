@@ -129,7 +129,7 @@ def open_inputs(config: EvaluateConfig) -> Inputs:
     for name, path, volume, kind, model in zip(
         stack_names(config.prediction), config.prediction, volumes, kinds, models, strict=True
     ):
-        segmentation = _segmentation(path)
+        segmentation = segmentation_at(path)
         _refuse_unwritten(path, segmentation, (*sections, *fixing))
         training = known_training(path, segmentation, model, images)
         full_scale = None if config.label_kind == "classes" else _full_scale(volume, (*sections, *fixing))
@@ -137,7 +137,7 @@ def open_inputs(config: EvaluateConfig) -> Inputs:
     return Inputs(tuple(predictions), Labels(labels, config.label_kind, config.ignore_label), images, sections, fixing)
 
 
-def _segmentation(path: str) -> Segmentation | None:
+def segmentation_at(path: str) -> Segmentation | None:
     """The segmentation of ours that is at a path, or that the array or label image at the path is part of."""
     try:
         segmentation = Segmentation(re.sub(rf"(/({MASK}|{CLASSES}))?(/\d+)?/*$", "", path))
@@ -148,7 +148,7 @@ def _segmentation(path: str) -> Segmentation | None:
 
 def _open_membrane(path: str, config: EvaluateConfig) -> Volume:
     """Several classes have no membrane to score; as a mask their indices would be read as probabilities."""
-    segmentation = _segmentation(path)
+    segmentation = segmentation_at(path)
     if segmentation is not None and segmentation.classes() > 1:
         raise ConfigError(
             f"--prediction {path} tells {segmentation.classes()} classes apart, but --label-kind {config.label_kind} "
@@ -160,7 +160,7 @@ def _open_membrane(path: str, config: EvaluateConfig) -> Volume:
 
 def _open_classes(path: str) -> Volume:
     """Class indices: of a segmentation of ours its label image, whichever part of it is named."""
-    segmentation = _segmentation(path)
+    segmentation = segmentation_at(path)
     if segmentation is None:
         return open_volume(path)
     return open_volume(f"{segmentation.path}/{CLASSES if segmentation.classes() > 1 else MASK}")

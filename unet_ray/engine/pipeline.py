@@ -13,6 +13,7 @@ from unet_ray.engine.augment import augment
 from unet_ray.engine.cluster import cluster
 from unet_ray.engine.evaluate import evaluate
 from unet_ray.engine.phantom import make_phantom
+from unet_ray.engine.report import Stages
 from unet_ray.engine.segment import segment
 from unet_ray.engine.train import train
 from unet_ray.errors import ConfigError
@@ -78,7 +79,7 @@ def pipeline(config: PipelineConfig) -> Summary:
                 )
             )  # fmt: skip
 
-        segmentation = f"{output}/segmentation.zarr"
+        segmentation, volume = f"{output}/segmentation.zarr", config.volume or images
         if config.volume is None:
             segmented = segment_to(images, segmentation, (), config.tiff)
             prediction = segmentation
@@ -87,13 +88,20 @@ def pipeline(config: PipelineConfig) -> Summary:
             prediction = f"{output}/scored.zarr"
             segment_to(images, prediction, (*scored, *fixing), None)
             segmented = segment_to(config.volume, segmentation, (), config.tiff, config.mask)
+        stages = {"augment": augmented, "train": trained, "segment": segmented}
         evaluated = evaluate(
             EvaluateConfig(
-                prediction=(prediction,), labels=labels, label_kind=config.augment.label_kind, sections=scored,
+                prediction=(prediction,), model=(trained["model"],), labels=labels, label_kind=config.augment.label_kind,
+                ignore_label=config.augment.ignore_label, sections=scored,
                 threshold_sections=fixing, images=images, report=f"{output}/report", workers=config.workers,
-            )
+            ),
+            Stages(
+                title="Demo on a synthetic volume" if config.images is None else f"Segmentation of {volume}",
+                settings=config.model_dump(mode="json"), summaries=stages, cache=f"{output}/cache.zarr",
+                run=f"{output}/run", volume=volume, segmentation=segmentation,
+            ),
         )  # fmt: skip
-    stages = {"augment": augmented, "train": trained, "segment": segmented, "evaluate": evaluated}
+    stages["evaluate"] = evaluated
     return {
         "status": "complete" if all(s["status"] == "complete" for s in stages.values()) else "incomplete",
         "seconds": round(time.time() - began, 2),

@@ -28,7 +28,9 @@ SCORES = (
     ("v_rand_unthinned", "V_rand, not thinned", "at its own best threshold", "1"),
     ("v_info_unthinned", "V_info, not thinned", "at its own best threshold", "1"),
 )
-HEADLINE = ("v_rand", "v_info", "pixel_mismatch", "warping_error")
+HEADLINE = ("v_rand", "v_info", "pixel_mismatch", "warping_error", "mean_dice", "mean_iou")
+# Of the table of sections.
+COLUMNS = ("v_rand", "v_info", "mean_dice", "pixel_mismatch")
 LAYERS = {"raw": "Raw", "truth": "Truth", "probability": "Probability", "mask": "Mask", "errors": "Errors"}
 
 Facts = Sequence[tuple[str, str]]
@@ -102,11 +104,14 @@ def report_html(report: Report) -> str:
     }
     training = report.training
     predictions = report.metrics["predictions"]
+    membranes = "v_rand" in predictions[0]
+    scores = SCORES if membranes else _class_rows(predictions)
     return environment.get_template("page.html").render(
         report=report,
         predictions=predictions,
-        scores=[row for row in SCORES if any(p.get(row[0]) is not None for p in predictions)],
-        headline=[row for row in SCORES if row[0] in HEADLINE],
+        scores=scores,
+        headline=[row for row in scores if row[0] in HEADLINE],
+        columns=[(key, name) for key, name, _, _ in scores if key in COLUMNS],
         layers={name: text for name, text in LAYERS.items() if any(name in s.layers for s in report.sections)},
         published_columns=_published_columns,
         ranked=ranked_sections(predictions[0]["sections"]),
@@ -115,8 +120,8 @@ def report_html(report: Report) -> str:
         # matplotlib's, and ours around it: nothing of the user's is in there unescaped.
         contact_sheet=smaller(training.contact_sheet) if training and training.contact_sheet else None,
         curves=Markup(curves_svg(training.rows, training.best_epoch)) if training and training.rows else None,
-        thresholds=[Markup(picture) for picture in threshold_curves_svg(predictions)],
-        section_scores=Markup(section_scores_svg(predictions)),
+        thresholds=[Markup(picture) for picture in threshold_curves_svg(predictions)] if membranes else [],
+        section_scores=Markup(section_scores_svg(predictions)) if membranes else None,
     )
 
 
@@ -130,6 +135,24 @@ def ranked_sections(rows: Sequence[Mapping[str, Any]]) -> list[int]:
     """
     known = [row for row in rows if row.get("v_rand") is not None and row.get("v_info") is not None]
     return [int(row["section"]) for row in sorted(known, key=lambda row: -(row["v_rand"] + row["v_info"]))]
+
+
+def _class_rows(predictions: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
+    """The scores of several classes, as many as there are."""
+    keys = dict.fromkeys(
+        key for p in predictions for key in p if key.startswith(("mean_", "dice_", "iou_")) or key == "pixel_mismatch"
+    )
+    names = {"dice": "Dice", "iou": "IoU"}
+    rows = []
+    for key in keys:
+        kind, _, of = key.partition("_")
+        if kind == "pixel":
+            rows.append((key, "Wrong pixels", "share of pixels of another class", "0"))
+        elif kind == "mean":
+            rows.append((key, f"Mean {names[of]}", "over the classes that are there", "1"))
+        else:
+            rows.append((key, f"{names[kind]}, class {of}", "counted over all sections", "1"))
+    return rows
 
 
 def _published_columns(table: Mapping[str, Any]) -> list[tuple[str, str]]:

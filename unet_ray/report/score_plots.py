@@ -39,10 +39,10 @@ def threshold_curves_svg(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
                 pairs = zip(curves.get(thresholds) or (), curves.get(key) or (), strict=True)
                 x, y = np.array([pair for pair in pairs if pair[1] is not None], float).reshape(-1, 2).T
                 if len(y):
-                    line = {"color": COLOURS[k % len(COLOURS)], "linestyle": LINES[k // len(COLOURS) % len(LINES)]}
-                    ax.plot(x, y, marker="o", markersize=2.5, label=prediction["name"], **line)
+                    colour, line = COLOURS[k % len(COLOURS)], LINES[k // len(COLOURS) % len(LINES)]
+                    ax.plot(x, y, color=colour, linestyle=line, marker="o", markersize=2.5, label=prediction["name"])
                     best = int(np.argmax(y) if highest else np.argmin(y))
-                    ax.plot(x[best], y[best], "*", color=line["color"], markersize=10)
+                    ax.plot(x[best], y[best], "*", color=colour, markersize=10)
             ax.set(title=title, xlim=(-0.03, 1.03), xlabel="threshold of cell probability")
             if len(predictions) > 1:
                 ax.legend(fontsize=7)

@@ -1,0 +1,59 @@
+"""Pictures of scored sections, made where the sections are read."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import ray
+
+from unet_ray.engine.cluster import fetched, pool_size
+from unet_ray.engine.evaluate_inputs import Inputs, Labels, Prediction
+from unet_ray.engine.labelled_stacks import read_section
+from unet_ray.numerics.error_map import error_map
+from unet_ray.report.layers import SectionLayers, section_layers
+from unet_ray.storage.volume import Volume
+
+MOST_PICTURES = 12
+"""A page of some megabytes; the best and the worst section come on top."""
+
+
+def pictures(inputs: Inputs, ranked: Sequence[int], workers: int | None) -> tuple[SectionLayers, ...]:
+    """Layers of evenly spaced sections of the first prediction, and of the best and the worst.
+
+    Args:
+        inputs: of the evaluation.
+        ranked: sections from the best to the worst.
+        workers: sections at once, at most; None: as many as there are CPUs.
+    """
+    task = ray.remote(num_cpus=1)(picture)
+    waiting = chosen(inputs.sections, ranked)[::-1]
+    at_once = pool_size(workers, cpus_each=1)
+    running, made = list[ray.ObjectRef[SectionLayers]](), list[SectionLayers]()
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            running.append(task.remote(inputs.predictions[0], inputs.labels, inputs.images, waiting.pop()))
+        made.append(fetched(running.pop(0)))
+    return tuple(made)
+
+
+def chosen(sections: Sequence[int], ranked: Sequence[int]) -> list[int]:
+    """Sections that are shown, ascending.
+
+    >>> chosen(range(100), [7, 50, 3])
+    [0, 3, 7, 9, 18, 27, 36, 45, 54, 63, 72, 81, 90, 99]
+    >>> chosen([4, 9], [9, 4])
+    [4, 9]
+    """
+    count = min(MOST_PICTURES, len(sections))
+    spread = [sections[k * (len(sections) - 1) // max(count - 1, 1)] for k in range(count)]
+    return sorted({*spread, *ranked[:1], *ranked[-1:]})
+
+
+def picture(prediction: Prediction, labels: Labels, images: Volume | None, z: int) -> SectionLayers:
+    """Layers of one section; where nobody labelled it nothing is wrong."""
+    cells, ignore = labels.read(z)
+    probability = prediction.read(z)
+    errors = error_map(probability, cells)
+    if ignore is not None:
+        errors[ignore] = 0
+    raw = None if images is None else read_section(images, z)
+    return section_layers(z, raw=raw, truth=~cells, probability=np.float32(1) - probability, errors=errors)
