@@ -91,7 +91,8 @@ def pipeline(config: PipelineConfig) -> Summary:
         stages = {"augment": augmented, "train": trained, "segment": segmented}
         evaluated = evaluate(
             EvaluateConfig(
-                prediction=(prediction,), model=(trained["model"],), labels=labels, label_kind=config.augment.label_kind,
+                prediction=(prediction,), model=(trained["model"],), labels=labels,
+                label_kind=config.augment.label_kind,
                 ignore_label=config.augment.ignore_label, sections=scored,
                 threshold_sections=fixing, images=images, report=f"{output}/report", workers=config.workers,
             ),
