@@ -69,6 +69,44 @@ def find_level(path: str, attributes: Mapping[str, Any], array: str | None = Non
     return Level(key, names, voxel, pixel)
 
 
+def level_scales(
+    path: str, attributes: Mapping[str, Any]
+) -> tuple[tuple[str, ...], dict[str, tuple[float, float, float]]] | None:
+    """Axes of a multiscale image, and of each level's array the sides of its voxel in voxels of the first level.
+
+    Returns:
+        None where the attributes describe no multiscale image. Sides are (z, y, x); all 1 where no scale is told.
+
+    Raises:
+        VolumeError: as `find_level`.
+
+    >>> level_scales("a.zarr", {"multiscales": [{
+    ...     "axes": [{"name": n, "type": "space"} for n in "zyx"],
+    ...     "datasets": [{"path": f"s{k}", "coordinateTransformations": [
+    ...         {"type": "scale", "scale": [50, 4 * 2**k, 4 * 2**k]}]} for k in range(2)]}]})
+    (('z', 'y', 'x'), {'s0': (1.0, 1.0, 1.0), 's1': (1.0, 2.0, 2.0)})
+    """
+    first = find_level(path, attributes)
+    if first is None:
+        return None
+    ome = attributes.get("ome")
+    holder = ome if isinstance(ome, Mapping) and "multiscales" in ome else attributes
+    scales: dict[str, tuple[float, float, float]] = {}
+    base: list[float] = []
+    try:
+        for dataset in holder["multiscales"][0]["datasets"]:
+            scale = _scale(dataset, len(first.axes)) or [1.0] * len(first.axes)
+            base = base or scale
+            # A 2-D image is one section.
+            sides = [1.0, *(a / b for a, b in zip(scale, base, strict=True))][-3:]
+            scales[str(dataset["path"])] = (sides[0], sides[1], sides[2])
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise VolumeError(
+            f"the levels of {path} cannot be followed ({type(error).__name__}: {error}); mend its multiscales metadata"
+        ) from error
+    return first.axes, scales
+
+
 def _axes(axes: Sequence[Any] | None) -> tuple[tuple[str, ...], list[str | None]]:
     """Names and units; 0.3 has plain names, 0.4 and later objects."""
     if axes is None:
