@@ -92,6 +92,7 @@ def test_the_reader_of_import_statements_sees_them(tmp_path, monkeypatch):
         ("unet_ray.report.progress unet_ray.report.pictures unet_ray.report.curves", "ray torch zarr"),
         ("unet_ray.storage.patch_cache unet_ray.storage.segmentation unet_ray.storage.volume", "ray torch numba"),
         ("unet_ray.numerics.augment unet_ray.numerics.metrics", "ray torch zarr"),
+        ("unet_ray.engine.view", "ray torch numba matplotlib"),
         ("unet_ray.network.step unet_ray.network.predict", "ray zarr numba"),
     ],
 )

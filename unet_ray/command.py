@@ -1,4 +1,4 @@
-"""What all five commands share: settings, signals, errors, summary, exit code."""
+"""What all commands share: settings, signals, errors, summary, exit code."""
 
 import contextlib
 import json
@@ -23,8 +23,21 @@ INTERRUPTED = 130
 WIND_UP_SECONDS = 2.0
 
 
-def run(kind: type[Settings], engine: Callable[[Settings], Summary], argv: Sequence[str] | None, program: str) -> int:
+def run(
+    kind: type[Settings],
+    engine: Callable[[Settings], Summary],
+    argv: Sequence[str] | None,
+    program: str,
+    interrupted: str = "interrupted; the same command continues where this run stopped",
+) -> int:
     """Run one job: parse, call the engine, print its summary as the last line of stdout.
+
+    Args:
+        kind: of the settings.
+        engine: the work; where an interruption is its usual end, it returns a summary of status "interrupted".
+        argv: words of the command line; None: the process's own.
+        program: how messages name the job.
+        interrupted: said when it is interrupted.
 
     Returns:
         Exit code: 0 complete, 2 the input is wrong, 3 incomplete, 130 interrupted, 1 anything else.
@@ -32,7 +45,7 @@ def run(kind: type[Settings], engine: Callable[[Settings], Summary], argv: Seque
     try:
         settings = parse(kind, sys.argv[1:] if argv is None else argv, program)
         # stdout is the summary's alone; whatever a library prints is a log.
-        with _interruptible(program), contextlib.redirect_stdout(sys.stderr):
+        with _interruptible(program, interrupted), contextlib.redirect_stdout(sys.stderr):
             summary = engine(settings)
     except UnetRayError as error:
         _say(program, " ".join(str(error).split()))
@@ -47,7 +60,7 @@ def run(kind: type[Settings], engine: Callable[[Settings], Summary], argv: Seque
         _say(program, f"failed with an error of its own: {error!r}")
         return 1
     print(json.dumps(summary), flush=True)
-    return 0 if summary["status"] == "complete" else 3
+    return {"complete": 0, "interrupted": INTERRUPTED}.get(summary["status"], 3)
 
 
 def _say(program: str, sentence: str) -> None:
@@ -55,13 +68,13 @@ def _say(program: str, sentence: str) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible(program: str) -> Iterator[None]:
+def _interruptible(program: str, sentence: str) -> Iterator[None]:
     """SIGINT and SIGTERM end the block in an orderly way, and the process anyway when that takes too long."""
     forced: list[threading.Timer] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if not forced:
-            _say(program, "interrupted; the same command continues where this run stopped")
+            _say(program, sentence)
             forced.append(threading.Timer(WIND_UP_SECONDS, os._exit, [INTERRUPTED]))
             forced[0].daemon = True
             forced[0].start()

@@ -29,6 +29,7 @@ assert not found, found
         ("train", ["--preset {default,paper,keras}", "--use-gpu, --no-use-gpu", "Highest learning rate"]),
         ("segment", ["--tile-px", "--sections", "--accept-voxel-size", "(default: 0.5)"]),
         ("evaluate", ["--prediction-kind [{membrane,interior}", "--label-kind"]),
+        ("view", ["--volume", "--segmentation", "--port INT"]),
         ("pipeline", ["--train.epochs", "--augment.recipe.flip.y-probability", "--segment.threshold"]),
     ],
 )
