@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+_PATIENCE_SECONDS = 30
 _FLAGS = [
     "--no-sandbox",  # root has none
     "--disable-gpu",
@@ -51,8 +53,14 @@ class BrowserPage:
         self.page.locator(selector).first.click()
 
     def wait_for(self, expression: str) -> None:
-        """Wait until a JavaScript expression is true."""
-        self.page.wait_for_function(expression)
+        """Wait until a JavaScript expression is true.
+
+        Playwright's own waiting evaluates it inside the page, where a content security policy forbids that.
+        """
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not self.evaluate(expression):
+            assert time.monotonic() < deadline, f"not true after {_PATIENCE_SECONDS} s: {expression}"
+            self.page.wait_for_timeout(20)
 
     def screenshot(self, path: Any = None) -> npt.NDArray[np.uint8]:
         """(y, x, 3) colours of what the window shows; also written to ``path`` as PNG where it is given."""
