@@ -132,6 +132,7 @@ def test_a_segmentation_is_probability_and_mask(tmp_path):
         ("membrane", "segmentation", "segmentation.zarr/labels/membrane"),
     ]
     assert [layer.voxel_size_nm for layer in found.linked] == [None, None]
+    assert [layer.shown for layer in found.layers] == [layer.visible for layer in found.linked] == [True, False]
 
 
 def test_several_classes_have_a_layer_each(tmp_path):
@@ -142,6 +143,7 @@ def test_several_classes_have_a_layer_each(tmp_path):
         np.testing.assert_array_equal(decoded(layer.tile(0, 2, 0, 0))[..., 3], probabilities(3)[k, 2])
     assert {tuple(c) for c in decoded(found.layers[3].tile(0, 2, 0, 0)).reshape(-1, 4)} > {(153, 153, 153, 255)}
     assert [layer.channel for layer in found.linked] == [0, 1, 2, None]
+    assert [layer.shown for layer in found.layers] == [False, False, False, True]
     assert found.linked[-1].url == "segmentation.zarr/labels/classes"
     assert list(found.linked[-1].segments) == [0, 1, 2]
 
@@ -150,7 +152,7 @@ def test_half_precision_is_shown_here_and_left_out_of_neuroglancer(tmp_path):
     write_segmentation(tmp_path / "s.zarr", dtype="float16")
     found = scene(segmentation=str(tmp_path / "s.zarr"))
     np.testing.assert_array_equal(decoded(found.layers[0].tile(0, 3, 0, 0))[..., 3], probabilities()[3])
-    assert [layer.name for layer in found.linked] == ["membrane"]
+    assert [(layer.name, layer.visible) for layer in found.linked] == [("membrane", True)]
     assert "neuroglancer does not show float16" in found.remarks[0]
 
 
@@ -163,11 +165,25 @@ def test_a_voxel_size_that_is_given_is_that_of_every_layer(tmp_path):
     given = scene(volume=raw, segmentation=str(tmp_path / "s.zarr"), voxel_size_nm=(40, 5, 5))
     assert given.remarks == []
     assert [layer.voxel_size_nm for layer in given.linked] == [None, (40, 5, 5), (40, 5, 5)]
+    assert [layer.visible for layer in given.linked] == [layer.shown for layer in given.layers] == [True, False, True]
     raw_image = json.loads(given.groups["raw.zarr"].get_part("zarr.json", 0, 1 << 20))["attributes"]["ome"]
     datasets = raw_image["multiscales"][0]["datasets"]
     assert datasets[0]["coordinateTransformations"][0]["scale"] == [40, 5, 5]
     state = json.loads(unquote(link("https://ng", given.linked, SHAPE, given.voxel_size_nm).partition("#!")[2]))
     assert state["dimensions"]["z"] == [4e-8, "m"]
+
+
+def test_a_voxel_size_that_neuroglancer_cannot_be_told_is_remarked(tmp_path):
+    group = zarr.create_group(str(tmp_path / "raw.zarr"))
+    group.create_array("0", shape=(1, *SHAPE), dtype="u1", chunks=(1, 1, 64, 64))
+    axes = [{"name": "t", "type": "time"}, *({"name": a, "type": "space", "unit": "nanometer"} for a in "zyx")]
+    scale = [{"type": "scale", "scale": [1.0, 50.0, 4.0, 4.0]}]
+    multiscales = [{"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": multiscales}
+    assert scene(volume=str(tmp_path / "raw.zarr")).remarks == []
+    given = scene(volume=str(tmp_path / "raw.zarr"), voxel_size_nm=(40, 4, 4))
+    assert (given.linked[0].voxel_size_nm, len(given.remarks)) == (None, 1)
+    assert given.remarks[0].endswith("in the voxel size of its own metadata, whose axes are t z y x")
 
 
 @pytest.mark.parametrize("version", [2, 3])

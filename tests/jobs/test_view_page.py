@@ -81,6 +81,7 @@ def test_a_section_with_its_layers(browser_page, address, files, width):
 def test_switches_and_opacities_change_what_is_seen(browser_page, address, width):
     page = browser_page(f"{address}/", width=width)
     drawn(page, 2)
+    only(page, [0, 1, 2])
     everything = page.screenshot()
     only(page, [0, 2])
     without = page.screenshot()
@@ -104,7 +105,7 @@ def test_every_way_to_another_section(browser_page, address, width):
     number = page.page.locator("#number")
     page.click("#up")
     drawn(page, 3)
-    assert number.inner_text() == "3 of 0 to 4"
+    assert number.inner_text() == "3 (0 to 4)"
     page.click("#down")
     drawn(page, 2)
     page.page.locator("#section").fill("4")

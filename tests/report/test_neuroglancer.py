@@ -29,7 +29,7 @@ def test_an_unknown_voxel_size_has_no_unit():
 def test_layers():
     raw, probability, mask = state(
         LinkedLayer("raw", "image", "http://a/raw.zarr", 2, (10, 200)),
-        LinkedLayer("probability", "image", "http://a/s.zarr", colour=(86, 180, 233), channel=2),
+        LinkedLayer("probability", "image", "http://a/s.zarr", colour=(86, 180, 233), channel=2, visible=False),
         LinkedLayer("membrane", "segmentation", "http://a/s.zarr/labels/membrane", segments={1: (230, 159, 0)}),
     )["layers"]
     assert (raw["type"], raw["name"], raw["source"]) == ("image", "raw", {"url": "zarr2://http://a/raw.zarr"})
@@ -38,6 +38,7 @@ def test_layers():
     assert probability["source"] == {"url": "zarr3://http://a/s.zarr"}
     assert "#56b4e9" in probability["shader"]
     assert (probability["localDimensions"], probability["localPosition"]) == ({"c'": [1, ""]}, [2])
+    assert (probability["visible"], "visible" in raw) == (False, False)
     assert mask["type"] == "segmentation"
     assert (mask["segments"], mask["segmentColors"]) == (["1"], {"1": "#e69f00"})
 
@@ -48,3 +49,10 @@ def test_a_voxel_size_that_the_group_does_not_tell_goes_into_the_source():
         "matrix": [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]],
         "outputDimensions": {"z": [4e-8, "m"], "y": [5e-9, "m"], "x": [5e-9, "m"]},
     }
+
+
+def test_the_voxel_size_of_an_image_with_channels_leaves_the_channels_alone():
+    (layer,) = state(LinkedLayer("a", "image", "u", channel=1, voxel_size_nm=(40.0, 5.0, 5.0)))["layers"]
+    transform = layer["source"]["transform"]
+    assert list(transform["outputDimensions"].items())[:2] == [("c'", [1, ""]), ("z", [4e-8, "m"])]
+    assert transform["matrix"][3] == [0, 0, 0, 1, 0]

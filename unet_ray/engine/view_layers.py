@@ -49,7 +49,8 @@ class ViewLayer:
         image: its levels as stored.
         colours: of tile values 0..255, red, green, blue and opacity, (256, 4).
         value_range: stored values that become tile values 0 and 255; labels stay as they are.
-        opacity: with which the page begins.
+        opacity: with which the page begins, as far as it begins with the layer at all.
+        shown: whether it does.
         swatch: what the page shows beside the name, as CSS.
     """
 
@@ -60,6 +61,7 @@ class ViewLayer:
     value_range: tuple[float, float]
     opacity: float
     swatch: str
+    shown: bool = True
     levels: tuple[_Level, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +74,7 @@ class ViewLayer:
             "name": self.name,
             "kind": self.kind,
             "opacity": self.opacity,
+            "shown": self.shown,
             "swatch": self.swatch,
             "levels": levels,
         }

@@ -1,6 +1,6 @@
 """What the viewer shows, as its page, neuroglancer and its server each need it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from unet_ray.config.view import ViewConfig
 from unet_ray.engine.view_layers import ViewLayer, grey_range
@@ -9,7 +9,7 @@ from unet_ray.report.neuroglancer import LinkedLayer
 from unet_ray.report.tile_png import grey, numbered, overlay
 from unet_ray.storage.image_levels import ImageLevels, open_levels
 from unet_ray.storage.objects import open_objects
-from unet_ray.storage.ome_image import class_colour
+from unet_ray.storage.ome_image import AXES, CHANNEL, class_colour
 from unet_ray.storage.segmentation import CLASSES, MASK, Segmentation
 from unet_ray.storage.served_zarr import ServedZarr, StoredZarr, VirtualZarr
 
@@ -93,34 +93,38 @@ def _add_segmentation(scene: Scene, path: str, probabilities: list[ImageLevels],
     scene.groups[OUTPUT] = StoredZarr(path)
     classes, dtype = len(probabilities), probabilities[0].volumes[0].dtype
     value_range = (0.0, 255.0 if dtype == "uint8" else 1.0)
+    # All at once would mix their colours. The mask lies over the volume; without one the probability says more.
+    mask_first = bool(scene.layers) or classes > 1
     for index, image in enumerate(probabilities):
         name = "probability" if classes == 1 else f"probability of class {index}"
         colour = _PROBABILITY_COLOUR if classes == 1 else class_colour(index)
-        # Of several classes the label image says most at a glance; so does the mask, so both begin alike.
-        opacity = 0.6 if classes == 1 else 0.0
-        scene.layers.append(ViewLayer(name, "probability", image, overlay(colour), value_range, opacity, _css(colour)))
+        scene.layers.append(
+            ViewLayer(name, "probability", image, overlay(colour), value_range, 0.6, _css(colour), not mask_first)
+        )
         if dtype == "uint8":
+            linked = LinkedLayer(name, "image", OUTPUT, 3, value_range, colour, visible=not mask_first)
             channel = None if classes == 1 else index
-            correction = _corrected(scene, image)
-            scene.linked.append(
-                LinkedLayer(name, "image", OUTPUT, 3, value_range, colour, channel=channel, voxel_size_nm=correction)
-            )
+            scene.linked.append(replace(linked, channel=channel, voxel_size_nm=_corrected(scene, image)))
     if dtype != "uint8":
         scene.remarks.append(f"neuroglancer does not show {dtype}, so its link leaves the probability out")
     name, numbers = ("membrane", [1]) if classes == 1 else ("classes", list(range(classes)))
     colours = {number: class_colour(number) for number in numbers}
     swatch = _css(colours[numbers[-1]]) if classes == 1 else _stripes([*colours.values()])
-    scene.layers.append(ViewLayer(name, "label", labels, numbered(colours), (0, 255), 0.4, swatch))
+    scene.layers.append(ViewLayer(name, "label", labels, numbered(colours), (0, 255), 0.4, swatch, mask_first))
     group = f"{OUTPUT}/{MASK if classes == 1 else CLASSES}"
-    scene.linked.append(
-        LinkedLayer(name, "segmentation", group, segments=colours, voxel_size_nm=_corrected(scene, labels))
-    )
+    linked = LinkedLayer(name, "segmentation", group, segments=colours, voxel_size_nm=_corrected(scene, labels))
+    scene.linked.append(replace(linked, visible=mask_first or dtype != "uint8"))
 
 
 def _corrected(scene: Scene, image: ImageLevels) -> VoxelSize:
     """The scene's voxel size where the image's own metadata tells another."""
-    same = image.volumes[0].voxel_size_nm == scene.voxel_size_nm
-    return None if same or image.axes != ("z", "y", "x") else scene.voxel_size_nm
+    if image.volumes[0].voxel_size_nm == scene.voxel_size_nm:
+        return None
+    if image.axes not in (AXES, (CHANNEL, *AXES)):
+        remark = f"neuroglancer shows {image.group} in the voxel size of its own metadata"
+        scene.remarks.append(f"{remark}, whose axes are {' '.join(image.axes)}")
+        return None
+    return scene.voxel_size_nm
 
 
 def _css(colour: tuple[int, int, int]) -> str:

@@ -25,7 +25,9 @@ class LinkedLayer:
         colour: of an image that lies over another, see-through where it is dark; None: grey.
         segments: numbers and colours that a segmentation shows.
         channel: which of several; None where there is no channel axis.
-        voxel_size_nm: (z, y, x) where the group itself does not tell what is asked for.
+        visible: whether the viewer begins with it.
+        voxel_size_nm: (z, y, x) where the group itself does not tell what is asked for; its axes are then z y x, with
+            ``channel`` c z y x.
     """
 
     name: str
@@ -36,6 +38,7 @@ class LinkedLayer:
     colour: Colour | None = None
     segments: dict[int, Colour] = field(default_factory=dict)
     channel: int | None = None
+    visible: bool = True
     voxel_size_nm: tuple[float, float, float] | None = None
 
 
@@ -68,7 +71,6 @@ def _state(
         "crossSectionScale": zoom,
         "projectionScale": float(max(shape)),
         "layers": [_layer(layer) for layer in layers],
-        "selectedLayer": {"layer": layers[-1].name, "visible": False},
         "layout": "4panel",
     }
 
@@ -82,14 +84,18 @@ def _dimensions(voxel_size_nm: tuple[float, float, float] | None) -> dict[str, l
 
 
 def _layer(layer: LinkedLayer) -> dict[str, Any]:
+    # neuroglancer puts an apostrophe behind the name of a channel axis.
+    channel: dict[str, list[Any]] = {} if layer.channel is None else {"c'": [1, ""]}
     source: dict[str, Any] = {"url": f"zarr{layer.zarr_format}://{layer.url}"}
     if layer.voxel_size_nm is not None:
-        identity = [[int(row == column) for column in range(4)] for row in range(3)]
-        source["transform"] = {"matrix": identity, "outputDimensions": _dimensions(layer.voxel_size_nm)}
+        output = channel | _dimensions(layer.voxel_size_nm)
+        identity = [[int(row == column) for column in range(len(output) + 1)] for row in range(len(output))]
+        source["transform"] = {"matrix": identity, "outputDimensions": output}
     state: dict[str, Any] = {"type": layer.kind, "name": layer.name, "source": source}
     if layer.channel is not None:
-        # neuroglancer puts an apostrophe behind the name of a channel axis.
-        state |= {"localDimensions": {"c'": [1, ""]}, "localPosition": [layer.channel]}
+        state |= {"localDimensions": channel, "localPosition": [layer.channel]}
+    if not layer.visible:
+        state["visible"] = False
     if layer.kind == "segmentation":
         colours = {str(number): _hex(colour) for number, colour in layer.segments.items()}
         return state | {"segments": list(colours), "segmentColors": colours, "selectedAlpha": 0.4}
