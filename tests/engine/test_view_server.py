@@ -80,7 +80,8 @@ def test_any_range_lies_inside(size):
     for first in range(9):
         for last in range(first, 9):
             start, length = byte_range(f"bytes={first}-{last}", size)
-            assert bytes(range(size))[start : start + length] == bytes(range(size))[first : last + 1]
+            inside = range(size)[first : last + 1]
+            assert (start, length) == (min(first, size), len(inside))
 
 
 def test_head_tells_the_size_alone(address, files):
