@@ -226,7 +226,7 @@ def test_an_object_that_becomes_shorter_ends_early():
     from threading import Thread
 
     with ViewServer(0, {"g": Shrinking()}, lambda parts: None) as server:
-        thread = Thread(target=server.serve_forever, args=(0.02,))
+        thread = Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         with pytest.raises(http.client.IncompleteRead):
             ask(server.url, "/g/cut")

@@ -67,6 +67,7 @@ def _state(
     zoom = max(1.0, max(shape[1:]) / _PANEL_PX)
     return {
         "dimensions": _dimensions(voxel_size_nm),
+        "displayDimensions": ["x", "y", "z"],  # the first panel shows sections
         "position": [side / 2 for side in shape],
         "crossSectionScale": zoom,
         "projectionScale": float(max(shape)),
@@ -88,9 +89,9 @@ def _layer(layer: LinkedLayer) -> dict[str, Any]:
     channel: dict[str, list[Any]] = {} if layer.channel is None else {"c'": [1, ""]}
     source: dict[str, Any] = {"url": f"zarr{layer.zarr_format}://{layer.url}"}
     if layer.voxel_size_nm is not None:
-        output = channel | _dimensions(layer.voxel_size_nm)
-        identity = [[int(row == column) for column in range(len(output) + 1)] for row in range(len(output))]
-        source["transform"] = {"matrix": identity, "outputDimensions": output}
+        # The input's size is that of the stored voxels; with the output's alone they would keep the size they have.
+        dimensions = channel | _dimensions(layer.voxel_size_nm)
+        source["transform"] = {"outputDimensions": dimensions, "inputDimensions": dimensions}
     state: dict[str, Any] = {"type": layer.kind, "name": layer.name, "source": source}
     if layer.channel is not None:
         state |= {"localDimensions": channel, "localPosition": [layer.channel]}
