@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from unet_ray.engine.machines import machines
 from unet_ray.errors import ConfigError
 
 # Pixels never ride through the object store: it holds model weights and status rows.
@@ -90,33 +91,29 @@ def fetched(reference: Any) -> Any:
         raise error.cause from None
 
 
-def resources() -> tuple[int, int]:
-    """CPUs and GPUs of the whole cluster."""
-    totals = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return int(totals.get("CPU", 0)), int(totals.get("GPU", 0))
-
-
 def pool_size(workers: int | None, cpus_each: int, gpus_each: float = 0) -> int:
     """Workers to start: as many as asked for, else as many as fit.
 
     Raises:
-        ConfigError: not one of them fits into the cluster.
+        ConfigError: not one of them fits on any node.
     """
-    cpus, gpus = resources()
-    fitting = cpus // cpus_each if not gpus_each else int(min(cpus // cpus_each, gpus / gpus_each))
+    nodes = machines()
+    fitting = sum(node.fits(cpus_each, gpus_each) for node in nodes)
     if fitting < 1:
-        lacking = "GPU" if gpus_each and gpus < gpus_each else "CPU"
-        remedy = "use --no-use-gpu or a cluster with GPUs" if lacking == "GPU" else "use a larger cluster"
+        most = max(nodes, key=lambda node: (node.gpus, node.cpus) if gpus_each else (node.cpus, node.gpus))
+        if gpus_each and not most.gpus:
+            remedy = "use --no-use-gpu or a cluster with GPUs"
+        else:
+            remedy = "use larger nodes" + (" or fewer --threads" if cpus_each > 1 else "")
         raise ConfigError(
-            f"a worker asks for {cpus_each} CPU and {gpus_each:g} GPU, but the cluster has {cpus} CPU and {gpus} GPU; "
-            f"{remedy}"
+            f"a worker asks for {cpus_each} CPU and {gpus_each:g} GPU on one node, but the cluster's largest has "
+            f"{most.cpus} CPU and {most.gpus} GPU; {remedy}"
         )
     return fitting if workers is None else min(workers, fitting)
 
 
-def threads_each(workers: int) -> int:
-    """CPUs per worker when they share the cluster's evenly; no more than the largest node has."""
-    cpus, _ = resources()
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    largest = max(int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"])
-    return max(1, min(cpus // workers, largest))
+def threads_each(workers: int, gpus_each: float = 0) -> int:
+    """The most CPUs per worker with which so many fit on the cluster's nodes at once; 1 where that is too few."""
+    nodes = machines()
+    largest = max(node.cpus for node in nodes)
+    return next((n for n in range(largest, 1, -1) if sum(node.fits(n, gpus_each) for node in nodes) >= workers), 1)

@@ -266,7 +266,7 @@ def _threads(config: SegmentConfig, stored: dict[str, Any] | None) -> int:
         return int(stored["threads"])
     if config.threads is not None:
         return config.threads
-    return min(MOST_THREADS, threads_each(config.workers or 1))
+    return min(MOST_THREADS, threads_each(config.workers or 1, gpus_each=1 if config.use_gpu else 0))
 
 
 def _calibrated(job: Job, config: SegmentConfig) -> tuple[Job, Calibration]:

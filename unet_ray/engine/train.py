@@ -73,8 +73,13 @@ def train(config: TrainConfig) -> Summary:
     run.require_writable()
     with cluster():
         gpus = 1 if config.use_gpu else 0
-        pool_size(config.workers, cpus_each=1, gpus_each=gpus)
-        threads = config.threads or threads_each(config.workers)
+        threads = config.threads or threads_each(config.workers, gpus_each=gpus)
+        fitting = pool_size(config.workers, cpus_each=threads, gpus_each=gpus)
+        if fitting < config.workers:
+            raise ConfigError(
+                f"--workers {config.workers} of {threads} CPU and {gpus} GPU train together, but {fitting} fit in the "
+                "cluster at once; take fewer, or a larger cluster"
+            )
         precision: Precision = claimed["precision"] or _precision(config)
         run.put(RUN, json.dumps({"made_with": made_with, "precision": precision}, indent=1).encode())
         plan = TrainPlan(

@@ -1,0 +1,69 @@
+"""Workers are counted node by node; a cluster that grows counts with the nodes that may come."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from unet_ray.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def nodes(monkeypatch: pytest.MonkeyPatch, *given: tuple[int, int]) -> None:
+    from unet_ray.engine import cluster
+    from unet_ray.engine.machines import Machine
+
+    monkeypatch.setattr(cluster, "machines", lambda: [Machine(*node) for node in given])
+
+
+def test_workers_must_fit_on_nodes_not_on_their_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unet_ray.engine.cluster import pool_size
+
+    nodes(monkeypatch, (1, 0), (1, 0), (1, 0), (5, 0))
+    assert pool_size(None, cpus_each=2) == 2
+    assert pool_size(1, cpus_each=2) == 1
+    with pytest.raises(ConfigError, match=r"6 CPU and 0 GPU on one node, .* 5 CPU and 0 GPU; .*fewer --threads"):
+        pool_size(None, cpus_each=6)
+    with pytest.raises(ConfigError, match="use --no-use-gpu or a cluster with GPUs"):
+        pool_size(None, cpus_each=1, gpus_each=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "workers", "gpus_each", "threads"),
+    [
+        ([(4, 0), (2, 0)], 1, 0, 4),
+        ([(4, 0), (2, 0)], 2, 0, 2),
+        ([(4, 0), (2, 0)], 4, 0, 1),
+        ([(2, 0), (2, 0)], 9, 0, 1),
+        ([(16, 0), (8, 1)], 1, 1, 8),
+    ],
+)
+def test_threads_are_what_all_workers_find_room_for(
+    monkeypatch: pytest.MonkeyPatch, given: list[tuple[int, int]], workers: int, gpus_each: float, threads: int
+) -> None:
+    from unet_ray.engine.cluster import threads_each
+
+    nodes(monkeypatch, *given)
+    assert threads_each(workers, gpus_each) == threads
+
+
+def test_our_cluster_grows_from_nothing() -> None:
+    from unet_ray.engine.machines import Machine, larger
+
+    grown = larger([Machine(0, 0)], yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+    assert grown == [Machine(0, 0), *[Machine(16, 0)] * 16, *[Machine(8, 1)] * 4]
+
+
+def test_the_config_is_read_on_the_head_of_a_cluster_that_is_joined(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unet_ray.engine.machines import Machine, machines
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    kind = {"worker": {"resources": {"CPU": 2, "GPU": 1}, "max_workers": 1}}
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump({"available_node_types": kind}))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert machines() == [Machine(4, 0)]
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    assert machines() == [Machine(4, 0), Machine(2, 1)]
