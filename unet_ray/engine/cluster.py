@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import ray
 
 from unet_ray.engine.machines import machines
+from unet_ray.engine.same_code import require_same_code
 from unet_ray.errors import ConfigError
 
 # Pixels never ride through the object store: it holds model weights and status rows.
@@ -25,7 +27,7 @@ LONGEST_TEMPORARY = 30
 def cluster() -> Iterator[None]:
     """Ray, for the time of a run.
 
-    A cluster that ``RAY_ADDRESS`` names (``ray job submit`` sets it) is joined.
+    A cluster that ``RAY_ADDRESS`` names (``ray job submit`` sets it) is joined, where all its nodes have this code.
     Otherwise Ray starts embedded, without dashboard and usage statistics, and
     never joins a cluster that merely runs on the machine. Inside another
     `cluster`, nothing happens.
@@ -57,6 +59,9 @@ def cluster() -> Iterator[None]:
         for number, handler in handlers.items():
             with contextlib.suppress(ValueError):  # not in the main thread
                 signal.signal(number, handler)
+        if temporary is None:
+            for warning in require_same_code():
+                print(f"cluster: {warning}", file=sys.stderr)
         yield
     finally:
         ray.shutdown()
