@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from unet_ray.engine.head import require_head, watched
 from unet_ray.engine.machines import machines
 from unet_ray.engine.same_code import require_same_code
 from unet_ray.errors import ConfigError
@@ -38,11 +39,11 @@ def cluster() -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    address = os.environ.get("RAY_ADDRESS")
     temporary: str | None = None
     try:
-        if os.environ.get("RAY_ADDRESS"):
-            with _quiet_start():
-                ray.init(logging_level=logging.ERROR)
+        if address:
+            _join(address)
         else:
             base = tempfile.gettempdir()
             temporary = tempfile.mkdtemp(prefix="unet_ray-", dir=base if len(base) <= LONGEST_TEMPORARY else "/tmp")
@@ -59,14 +60,30 @@ def cluster() -> Iterator[None]:
         for number, handler in handlers.items():
             with contextlib.suppress(ValueError):  # not in the main thread
                 signal.signal(number, handler)
-        if temporary is None:
-            for warning in require_same_code():
-                print(f"cluster: {warning}", file=sys.stderr)
-        yield
+        with contextlib.ExitStack() as watching:
+            if address:
+                for warning in require_same_code():
+                    print(f"cluster: {warning}", file=sys.stderr)
+                watching.enter_context(watched(ray.get_runtime_context().gcs_address))
+            yield
     finally:
         ray.shutdown()
         if temporary is not None:
             shutil.rmtree(Path(temporary), ignore_errors=True)
+
+
+def _join(address: str) -> None:
+    """Join a cluster.
+
+    Raises:
+        ConfigError: it is not there, or lets nobody in without its token, or is of another Ray or Python.
+    """
+    require_head(address)
+    try:
+        with _quiet_start():
+            ray.init(logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise ConfigError(f"cannot join the Ray cluster at {address}: {error}") from error
 
 
 @contextlib.contextmanager
