@@ -12,6 +12,7 @@ import ray
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unet_ray.command import Summary
 from unet_ray.config.network import NetworkConfig, layers, network_config
@@ -300,7 +301,9 @@ class Board:
 def _fit(config: TrainConfig, plan: TrainPlan, steps: int) -> dict[str, float]:
     """Run the trainer, with a progress line from the board."""
     name = f"unet_ray_board_{uuid.uuid4().hex}"
-    board = Board.options(name=name).remote()  # type: ignore[attr-defined]
+    # Beside the driver: an actor that asks for no CPU may land on any node, and with a lost one the training would end.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = Board.options(name=name, scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     began, first_step = time.time(), list[float]()
     over = threading.Event()
 
