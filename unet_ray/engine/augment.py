@@ -141,7 +141,7 @@ def _make(
         outcome = run_blocks(
             partial(AugmentWorker, cache, plan),
             done,
-            workers=count,
+            workers=workers,
             cpus_each=1,
             run_length=run_length(todo, count),
             on_row=on_row,

@@ -248,7 +248,7 @@ def run_blocks(
     make_worker: Callable[[], BlockWorker],
     done: BlockSet,
     *,
-    workers: int,
+    workers: int | None,
     cpus_each: float,
     gpus_each: float = 0,
     run_length: int,
@@ -259,7 +259,7 @@ def run_blocks(
     Args:
         make_worker: makes a worker inside an actor; a picklable callable.
         done: blocks that are done; those that get done are added.
-        workers: actors of the pool.
+        workers: actors of the pool at most; None: as many as fit, also on nodes that join later.
         cpus_each: CPUs an actor asks for.
         gpus_each: GPUs an actor asks for.
         run_length: blocks that one Ray Data block carries; each costs Ray Data about 10 ms.
@@ -314,7 +314,7 @@ def _todo(done: BlockSet, outcome: Outcome, longest: int) -> Iterator[tuple[int,
 def _stream(
     make_worker: Callable[[], BlockWorker],
     runs: list[dict[str, int]],
-    workers: int,
+    workers: int | None,
     cpus_each: float,
     gpus_each: float,
     at_once: int,
@@ -324,7 +324,7 @@ def _stream(
     # A dropped block is only a log line in Ray Data; what is missing is found by comparison with the plan.
     context.max_errored_blocks = -1
     context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
-    actors = min(workers, len(runs))
+    actors = len(runs) if workers is None else min(workers, len(runs))
     with warnings.catch_warnings():
         # Ray 2.60 announces other names for the retry settings but has none yet.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")

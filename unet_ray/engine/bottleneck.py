@@ -22,7 +22,7 @@ def bottleneck(outcome: Outcome, workers: int) -> dict[str, Any]:
 
     Args:
         outcome: of a run that wrote something.
-        workers: that took part.
+        workers: that took part, those apart that joined later.
 
     Returns:
         ``verdict``, and ``shares`` of (workers x seconds from the first block to the last): computing, waiting for
@@ -33,7 +33,8 @@ def bottleneck(outcome: Outcome, workers: int) -> dict[str, Any]:
     >>> found["verdict"].partition(";")[0], found["shares"]["read"], found["shares"]["idle"]
     ('reader-bound: the network waits 30% of the time for input', 0.85, 0.1)
     """
-    total = max(workers * outcome.seconds, 1e-9)
+    busy = sum(outcome.stage_seconds[stage] for stage in ("compute", "wait_for_read", "wait_for_write"))
+    total = max(workers * outcome.seconds, busy, 1e-9)
     shares = {stage: outcome.stage_seconds[stage] / total for stage in STAGES}
     shares["idle"] = max(0.0, 1 - shares["compute"] - shares["wait_for_read"] - shares["wait_for_write"])
     waits = ("wait_for_read", "wait_for_write", "idle")

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_ray.engine.blocks import run_blocks
-from unet_ray.engine.cluster import cluster, pool_size
+from unet_ray.engine.cluster import cluster
 from unet_ray.errors import OutputMismatchError, UnetRayError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import Triple
@@ -106,7 +106,7 @@ def make_phantom(path: str, shape: Triple, seed: int, workers: int | None = None
             outcome = run_blocks(
                 partial(PhantomWorker, path, blocks, seed),
                 done,
-                workers=pool_size(workers, cpus_each=1),
+                workers=workers,
                 cpus_each=1,
                 run_length=max(1, blocks.num_blocks // 32),
                 on_row=lambda row: progress.advance(row["units"] / 1e6),

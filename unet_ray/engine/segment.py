@@ -155,7 +155,7 @@ def segment(config: SegmentConfig) -> Summary:
             else:
                 output.create(layout, stored)
             if todo:
-                outcome, first = _segment_blocks(job, stored, chosen, done, workers, gpus)
+                outcome, first = _segment_blocks(job, stored, chosen, done, workers, config.workers)
                 startup = first - began
             masks = make_masks(output, layout, config.threshold)
             above = build_pyramid(output, layout, config.threshold)
@@ -286,9 +286,9 @@ def _segment_blocks(
     chosen: BlockSet,
     done: BlockSet,
     workers: int,
-    gpus: int,
+    most_workers: int | None,
 ) -> tuple[Outcome, float]:
-    """Predict the chosen blocks that are not done."""
+    """Predict the chosen blocks that are not done, on as many workers as there are now; later on more, if may be."""
     blocks = job.layout.blocks
     todo = [block for block in chosen if block not in done]
     # Blocks that nobody chose count as settled here, so that only the others are missing.
@@ -306,9 +306,9 @@ def _segment_blocks(
         outcome = run_blocks(
             partial(SegmentWorker.in_actor, reference, stored["made_with"]["precision"]),
             settled,
-            workers=workers,
+            workers=most_workers,
             cpus_each=job.threads,
-            gpus_each=gpus,
+            gpus_each=1 if job.use_gpu else 0,
             run_length=run_length(len(todo), workers, stored.get("block_seconds", 0.0)),
             on_row=on_row,
         )
