@@ -1,0 +1,55 @@
+"""Three hosts for all tests of this folder: starting Ray on them takes longer than most tests."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from unet_ray.geometry.box import Box
+from unet_ray.numerics.phantom import phantom_block
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from hosts import Hosts, hosts_with_ray
+from namespaces import why_not
+
+
+@pytest.fixture(scope="session")
+def can_make_hosts() -> None:
+    """Skips where this machine cannot make hosts."""
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def session_hosts(can_make_hosts: None) -> Iterator[Hosts]:
+    """Hosts that tests may switch off."""
+    with hosts_with_ray(3) as hosts:
+        yield hosts
+
+
+@pytest.fixture
+def hosts(session_hosts: Hosts) -> Iterator[Hosts]:
+    """Three hosts with Ray, the first the head; one that an earlier test has switched off is replaced."""
+    session_hosts.restore(3)
+    yield session_hosts
+    # A job that outlives its test would take the next one's CPUs.
+    for host in (session_hosts.head, *session_hosts.workers):
+        for process in host.processes("jobs/"):
+            os.kill(process, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def labelled(session_hosts: Hosts) -> dict[str, tuple[str, ...]]:
+    """A small labelled stack where every host sees it, as flags of the augment job."""
+    made = phantom_block(Box.of_shape((6, 160, 160)), 4)
+    folder = session_hosts.folder
+    for name, values in (("images", made.image), ("labels", made.membrane * np.uint8(255))):
+        zarr.create_array(f"{folder}/{name}.zarr", data=values, chunks=(1, 160, 160))
+    return {"images": (f"{folder}/images.zarr",), "labels": (f"{folder}/labels.zarr",)}
