@@ -131,8 +131,8 @@ class ViewLayer:
         if voxels.dtype != np.uint8 or (low, high) != (0, 255):
             scaled = (voxels.astype(np.float32) - low) * (255 / (high - low))
             voxels = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
-        means: npt.NDArray[np.uint8] = downsample(voxels, (1, reduce, reduce))
-        return means[0]
+        means: npt.NDArray[np.uint8] = downsample(voxels, (1, reduce, reduce))[0]
+        return means
 
 
 def _levels(image: ImageLevels) -> list[_Level]:
