@@ -75,6 +75,7 @@ def job(config: argparse.Namespace) -> Found:
             workers=workers,
             cpus_each=1,
             run_length=run_length(grid.num_blocks, workers),
+            stage="benchmark",
             on_row=on_row,
         )
         call = time.perf_counter() - start

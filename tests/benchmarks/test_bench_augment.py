@@ -89,6 +89,7 @@ def test_rates_in_memory_are_of_every_repeat_and_turn():
     assert "NUMBA_NUM_THREADS" not in os.environ, "its settings of threads stay its own"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="finds processes in /proc")
 def test_the_job_and_the_plain_loops_make_the_same_cache():
     sizes = ["--sections", "2", "--side", "64", "--patches", "20", "--patches-one-core", "0", "--cache-repeats", "1"]

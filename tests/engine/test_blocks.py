@@ -209,7 +209,13 @@ def run(
     there = BlockSet(blocks, done)
     given = {"raises": set[int](), "kill_once": set[int](), "poison": set[int](), **how}
     outcome = run_blocks(
-        partial(Dying, folder, **given), there, workers=2, cpus_each=1, run_length=run_length, on_row=rows.append
+        partial(Dying, folder, **given),
+        there,
+        workers=2,
+        cpus_each=1,
+        run_length=run_length,
+        stage="test",
+        on_row=rows.append,
     )
     return outcome, there, rows
 

@@ -188,6 +188,7 @@ def test_segmentation_survives_signals_and_death(
     assert {k: s.digest for k, s in known.items()} == {k: s.digest for k, s in shards(tmp_path / "plain").items()}
 
 
+@pytest.mark.slow
 def test_augmentation_survives_the_death_of_its_driver(
     ray_cluster: None,
     tmp_path: Path,
@@ -236,6 +237,7 @@ def test_augmentation_survives_the_death_of_its_driver(
     assert {k: s.digest for k, s in after.items()} == {k: s.digest for k, s in expected.items()}
 
 
+@pytest.mark.slow
 def test_two_jobs_on_one_output_do_no_harm(
     tmp_path: Path,
     start: Callable[..., Driver],

@@ -231,6 +231,7 @@ def test_views_are_averaged_for_classes_too(
     assert not np.array_equal(found, array(made["classes"][0], "0"))
 
 
+@pytest.mark.slow
 def test_half_precision_is_another_output_and_scores_like_the_bytes(
     asked: dict[str, dict[str, Any]],
     made: dict[str, tuple[Path, Any]],
@@ -320,7 +321,7 @@ def test_classes_are_scored_by_class(
     assert found["mean_dice"] == pytest.approx(np.mean([found[f"dice_{c}"] for c in range(3)]))
     assert "dice_3" not in found
     assert found["kind"] == "classes"
-    assert sorted(path.name for path in report.iterdir()) == ["metrics.csv", "metrics.json"]
+    assert sorted(path.name for path in report.iterdir()) == ["metrics.csv", "metrics.json", "report.html"]
     # Whichever part is named; and a mask's classes are 0 and 1.
     for part in (out / "0", out / CLASSES, out / CLASSES / "0"):
         assert evaluate(EvaluateConfig(prediction=str(part), **given))["mean_dice"] == found["mean_dice"]

@@ -135,7 +135,7 @@ def test_a_finished_run_is_exported(finished: tuple[Path, dict[str, Any]], cache
     assert b"probability" in (tmp_path / "new" / "membrane.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_more_workers_take_the_steps_of_one(
     finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path, workers: int
 ) -> None:
@@ -151,7 +151,7 @@ def test_more_workers_take_the_steps_of_one(
         assert found["v_rand"] == pytest.approx(expected["v_rand"], abs=0.02)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_killed_worker_is_replaced(
     finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path, workers: int
 ) -> None:
@@ -243,6 +243,7 @@ def test_killed_driver_continues(finished: tuple[Path, dict[str, Any]], cache: s
         assert torch.equal(weights(run)[name], expected), name
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_model(finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path) -> None:
     from unet_ray.engine.train import train
 
@@ -338,6 +339,7 @@ def test_context_sections_reach_the_model(ray_cluster: None, tmp_path: Path) -> 
     assert state["down.0.0.weight"].shape[1] == 3
 
 
+@pytest.mark.slow
 def test_several_classes(ray_cluster: None, tmp_path: Path) -> None:
     """Three classes that their grey levels tell apart are learned; what scores membrane alone is not offered."""
     from unet_ray.engine.train import train

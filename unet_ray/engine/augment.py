@@ -144,6 +144,7 @@ def _make(
             workers=workers,
             cpus_each=1,
             run_length=run_length(todo, count),
+            stage="augment",
             on_row=on_row,
         )
     return outcome, min(started, default=time.time())

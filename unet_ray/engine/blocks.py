@@ -19,6 +19,7 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
+from unet_ray.engine.block_metrics import BlockMetrics
 from unet_ray.engine.process_memory import peak_rss_bytes
 from unet_ray.geometry.block_set import BlockSet
 
@@ -252,6 +253,7 @@ def run_blocks(
     cpus_each: float,
     gpus_each: float = 0,
     run_length: int,
+    stage: str,
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Outcome:
     """Do every block that is not in ``done`` on a pool of actors.
@@ -263,13 +265,14 @@ def run_blocks(
         cpus_each: CPUs an actor asks for.
         gpus_each: GPUs an actor asks for.
         run_length: blocks that one Ray Data block carries; each costs Ray Data about 10 ms.
+        stage: name of it all, for `BlockMetrics`.
         on_row: called on the driver with each block's row.
 
     Returns:
         What was written and what failed. A killed actor's blocks are done again
         elsewhere; a block whose process dies each time is among the failures.
     """
-    outcome, begun, ended = Outcome(), float("inf"), 0.0
+    outcome, begun, ended, metrics = Outcome(), float("inf"), 0.0, BlockMetrics(stage)
     # The second pass has runs of one block, and one at a time at an actor, so that a block that kills its process takes
     # no other with it: what waits at an actor that dies uses up its tries as well.
     for length, at_once in ((run_length, 2), (1, 1)):
@@ -279,6 +282,7 @@ def run_blocks(
         for row in _stream(make_worker, runs, workers, cpus_each, gpus_each, at_once):
             begun, ended = min(begun, row["started"]), max(ended, row["ended"])
             outcome.take(row, done)
+            metrics.take(row)
             on_row(row)
     for start, stop in _todo(done, outcome, 1):
         outcome.failures |= dict.fromkeys(range(start, stop), "its worker process died each time it was tried")
@@ -325,6 +329,8 @@ def _stream(
     context.max_errored_blocks = -1
     context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
     actors = len(runs) if workers is None else min(workers, len(runs))
+    # All at once where it is said how many, for the next one would only be started when the first one works.
+    least = 1 if workers is None else actors
     with warnings.catch_warnings():
         # Ray 2.60 announces other names for the retry settings but has none yet.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
@@ -334,7 +340,7 @@ def _stream(
             batch_size=1,
             num_cpus=cpus_each,
             num_gpus=gpus_each,
-            compute=ActorPoolStrategy(min_size=1, max_size=actors, max_tasks_in_flight_per_actor=at_once),
+            compute=ActorPoolStrategy(min_size=least, max_size=actors, max_tasks_in_flight_per_actor=at_once),
             max_restarts=-1,
             max_task_retries=TRIES - 1,
         )

@@ -109,6 +109,7 @@ def make_phantom(path: str, shape: Triple, seed: int, workers: int | None = None
                 workers=workers,
                 cpus_each=1,
                 run_length=max(1, blocks.num_blocks // 32),
+                stage="phantom",
                 on_row=lambda row: progress.advance(row["units"] / 1e6),
             )
         if outcome.failures:

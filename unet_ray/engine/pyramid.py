@@ -59,4 +59,5 @@ def _on_cpus(make_worker: Callable[[], BlockWorker], grid: BlockGrid, todo: list
     wanted = set(todo)
     settled = BlockSet(grid.num_blocks, (block for block in range(grid.num_blocks) if block not in wanted))
     workers = pool_size(None, cpus_each=1)
-    return run_blocks(make_worker, settled, workers=None, cpus_each=1, run_length=run_length(len(todo), workers))
+    length = run_length(len(todo), workers)
+    return run_blocks(make_worker, settled, workers=None, cpus_each=1, run_length=length, stage="pyramid")

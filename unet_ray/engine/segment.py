@@ -310,6 +310,7 @@ def _segment_blocks(
             cpus_each=job.threads,
             gpus_each=1 if job.use_gpu else 0,
             run_length=run_length(len(todo), workers, stored.get("block_seconds", 0.0)),
+            stage="segment",
             on_row=on_row,
         )
     return outcome, min(started, default=time.time())
