@@ -8,16 +8,14 @@ import ray
 
 from unet_ray.engine.block_metrics import BlockMetrics
 
-WANTED = {"done": 3.0, "failed": 1.0, "units": 192.0}
+WANTED = {"blocks_done": 3.0, "blocks_failed": 1.0, "units_done": 192.0}
 
 
 def scraped(stage: str) -> dict[str, float]:
     port = next(node["MetricsExportPort"] for node in ray.nodes())
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         text = answer.read().decode()
-    lines = re.findall(
-        rf'^ray_unet_ray_(?:blocks_)?(\w+?)(?:_done)?(?:_total)?{{[^}}]*stage="{stage}"[^}}]*}} (\S+)', text, re.M
-    )
+    lines = re.findall(rf'^ray_unet_ray_(\w+)_total{{[^}}]*stage="{stage}"[^}}]*}} (\S+)', text, re.M)
     return {name: float(value) for name, value in lines}
 
 

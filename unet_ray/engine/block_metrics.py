@@ -7,7 +7,7 @@ from ray.util.metrics import Counter
 
 
 class BlockMetrics:
-    """Counters that a dashboard takes rates of; each has the tag ``stage``.
+    """Counters that a dashboard takes rates of; each has the tag ``stage``, and Ray writes ray_ and _total around it.
 
     ``unet_ray_blocks_done``, ``unet_ray_blocks_failed`` (tried in vain in this run), and ``unet_ray_units_done``:
     voxels or patches. Where Ray has no metrics agent, which comes with ``ray[default]``, nothing is exported.
