@@ -133,6 +133,7 @@ def test_two_workers_score_as_the_plain_loop(
     assert all(f'id="section-{z}"' in page for z in (0, 2, 3))
     assert 'id="section-1"' not in page
     assert f"{summary['v_rand']:.4f}" in page
+    assert f"python jobs/view.py --volume {prediction}<" in page  # not ours: the viewer takes it as a volume
 
 
 @pytest.mark.usefixtures("here")

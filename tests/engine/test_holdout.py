@@ -11,7 +11,7 @@ import pytest
 
 from unet_ray.config.evaluate import EvaluateConfig
 from unet_ray.config.segment import SegmentConfig
-from unet_ray.engine.evaluate import METRICS, evaluate
+from unet_ray.engine.evaluate import METRICS, PAGE, evaluate
 from unet_ray.engine.segment import segment
 from unet_ray.errors import ModelFileError
 from unet_ray.geometry.box import Box
@@ -105,7 +105,9 @@ def test_what_a_segmentation_tells(
     ]  # fmt: skip
 
     assert scored(segmentation, "2:5")["holdout"]["status"] == "chose the model"
-    held_out = scored(f"{segmentation}/labels/membrane", "3", "4")
+    held_out = scored(f"{segmentation}/labels/membrane", "3", "4", report=str(tmp_path / "of-a-part"))
+    # The viewer is told of the whole.
+    assert f"--segmentation {segmentation}<" in (tmp_path / "of-a-part" / PAGE).read_text()
     assert (held_out["holdout"]["status"], held_out["holdout"]["sentence"]) == ("held out", "held out")
     assert held_out["warnings"] == []
     # Sections that fix a threshold may be any.

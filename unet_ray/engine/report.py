@@ -116,9 +116,13 @@ def _certificate(path: str, stages: Stages | None) -> Certificate | None:
 def _next_steps(evaluation: Evaluation, stages: Stages | None) -> Facts:
     inputs = evaluation.inputs
     if stages is None:
-        looked_at = [f"--segmentation {shlex.quote(inputs.predictions[0].path)}"]
-        looked_at += [] if inputs.images is None else [f"--volume {shlex.quote(inputs.images.path)}"]
-        return [("Look at the volume", f"python jobs/view.py {' '.join(looked_at)}")]
+        path = inputs.predictions[0].path
+        ours = segmentation_at(path)
+        shown = f"--volume {shlex.quote(path)}"  # another's prediction is a volume like any other
+        if ours is not None:
+            volume = "" if inputs.images is None else f"--volume {shlex.quote(inputs.images.path)} "
+            shown = f"{volume}--segmentation {shlex.quote(ours.path)}"
+        return [("Look at it", f"python jobs/view.py {shown}")]
     model = shlex.quote(stages.summaries["train"]["model"])
     volume, segmentation = shlex.quote(stages.volume), shlex.quote(stages.segmentation)
     epochs = stages.summaries["train"]["epochs"]

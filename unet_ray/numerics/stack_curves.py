@@ -128,9 +128,7 @@ class SectionTable:
         """
         wrong = weights @ (self.fp + self.fn)[:, HALF]
         common = 2 * (weights @ self.tn[:, HALF])
-        found = {
-            name: curves[name].max(axis=1) for name in ("v_rand", "v_info", "v_rand_unthinned", "v_info_unthinned")
-        }
+        found = {name: curves[name].max(axis=1) for name in BEST_MEAN}
         found["rand_error"] = 1 - curves["rand_f"].max(axis=1)
         found["rand_error_choose_2"] = 1 - curves["rand_f_choose_2"].max(axis=1)
         found["pixel_error"] = 1 - curves["pixel_f"].max(axis=1)
