@@ -107,23 +107,74 @@ def test_end_to_end(config: Path, tmp_path: Path, run_job: Callable[..., Any]) -
     assert repeated["seconds"] < summary["seconds"]
 
 
-def test_a_mask_is_for_the_volume_alone(
-    call_job: Callable[..., Any], stack: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def staged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """staged(**status) -> list that fills with the settings of the stages, which do nothing and end with a status."""
     from unet_ray.engine import pipeline
 
-    given: list[Any] = []
-    monkeypatch.setattr(pipeline, "cluster", contextlib.nullcontext)
-    for stage in ("augment", "train", "segment", "evaluate"):
+    def arrange(**status: str) -> list[Any]:
+        given: list[Any] = []
+        monkeypatch.setattr(pipeline, "cluster", contextlib.nullcontext)
+        for stage in ("augment", "train", "segment", "evaluate"):
 
-        def note(config: Any, *_: Any) -> dict[str, str]:
-            given.append(config)
-            return {"status": "complete", "model": "m"}
+            def note(config: Any, *_: Any, stage: str = stage) -> dict[str, str]:
+                given.append(config)
+                output = Path(getattr(config, "output", "")).name
+                return {"status": status.get(output, status.get(stage, "complete")), "model": "m"}
 
-        monkeypatch.setattr(pipeline, stage, note)
+            monkeypatch.setattr(pipeline, stage, note)
+        return given
+
+    return arrange
+
+
+def test_a_mask_is_for_the_volume_alone(
+    call_job: Callable[..., Any], stack: Callable[..., Path], tmp_path: Path, staged: Callable[..., list[Any]]
+) -> None:
+    given = staged()
     labelled, volume, mask = str(stack("labelled.tif")), "volume.tif", "mask.tif"
     flags = ["--images", labelled, "--labels", labelled, "--volume", volume, "--mask", mask, "--score-sections", "1"]
     assert call_job("pipeline", *flags, "--output", tmp_path / "p").code == 0
     assert [(config.volume, config.mask) for config in given if hasattr(config, "mask")] == [
         (labelled, None), (volume, mask),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("incomplete", "came_to"),
+    [
+        ({"augment": "incomplete"}, "augment"),
+        ({"segment": "incomplete"}, "augment train segment"),
+        ({"scored.zarr": "incomplete"}, "augment train segment"),
+        # What is scored is whole.
+        ({"segmentation.zarr": "incomplete"}, "augment train segment evaluate report"),
+    ],
+)
+def test_an_incomplete_stage_ends_with_exit_code_3_and_nothing_is_scored_that_is_not_there(
+    call_job: Callable[..., Any],
+    stack: Callable[..., Path],
+    tmp_path: Path,
+    staged: Callable[..., list[Any]],
+    incomplete: dict[str, str],
+    came_to: str,
+) -> None:
+    staged(**incomplete)
+    labelled = str(stack("labelled.tif"))
+    flags = ["--images", labelled, "--labels", labelled, "--score-sections", "1", "--output", tmp_path / "p"]
+    volume = ["--volume", "volume.tif"] if "segment" not in incomplete else []
+    ended = call_job("pipeline", *flags, *volume)
+    assert ended.code == 3
+    summary = json.loads(ended.out.splitlines()[-1])
+    assert list(summary) == ["status", "seconds", "startup_seconds", *came_to.split()]
+    assert summary["status"] == "incomplete"
+
+
+def test_settings_of_a_run_reach_its_stages(
+    call_job: Callable[..., Any], stack: Callable[..., Path], tmp_path: Path, staged: Callable[..., list[Any]]
+) -> None:
+    given = staged()
+    labelled = str(stack("labelled.tif"))
+    flags = ["--images", labelled, "--labels", labelled, "--score-sections", "1", "--output", tmp_path / "p"]
+    assert call_job("pipeline", *flags, "--checkpoint-every-steps", 7, "--accept-changed-volume").code == 0
+    _, train, segment, _ = given
+    assert (train.checkpoint_every_steps, segment.accept_changed_volume) == (7, True)

@@ -50,6 +50,10 @@ class PipelineConfig(Config):
     """Data-parallel training workers."""
     use_gpu: bool = False
     """Train and segment on GPUs."""
+    checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps between training's checkpoints, for epochs that are too long to lose; None: one at the end of each epoch."""
+    accept_changed_volume: bool = False
+    """Continue segmentations although the volumes' files have changed, as after mending a damaged chunk."""
     overwrite: bool = False
     """Start anew in the output folder."""
     tiff: str | None = None

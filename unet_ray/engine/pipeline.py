@@ -23,8 +23,11 @@ from unet_ray.storage.volume import open_volume
 def pipeline(config: PipelineConfig) -> Summary:
     """Augment, train, segment, evaluate.
 
+    A stage that ends incomplete ends the pipeline where the next one needs all of it.
+
     Returns:
-        The stages' summaries under their names, and ``report``, the folder with metrics and pictures.
+        The stages' summaries under their names, and ``report``, the folder with metrics and pictures, where it came to
+        an evaluation.
 
     Raises:
         InputError: settings or inputs are wrong.
@@ -50,22 +53,33 @@ def pipeline(config: PipelineConfig) -> Summary:
     # Sections that chose the model may also choose a threshold, unless they are scored themselves.
     validation = parse_sections(config.augment.validation_sections, depth, "--augment.validation-sections")
     fixing = tuple(str(section) for section in validation if section not in held)
+    stages: dict[str, Summary] = {}
+
+    def ended() -> Summary:
+        report = {"report": f"{output}/report"} if "evaluate" in stages else {}
+        status = "complete" if report and all(s["status"] == "complete" for s in stages.values()) else "incomplete"
+        seconds = {"seconds": round(time.time() - began, 2), "startup_seconds": round(ready - began, 2)}
+        return {"status": status, **seconds, **stages, **report}
+
     with cluster():
         ready = time.time()
         images, labels = config.images, config.labels
         if images is None or labels is None:
             shape, seed = config.phantom.shape, config.phantom.seed
             images, labels = make_phantom(f"{output}/phantom.zarr", shape, seed, config.workers)
-        augmented = augment(
+        stages["augment"] = augment(
             AugmentConfig(
                 **dict(config.augment), images=(images,), labels=(labels,), cache=f"{output}/cache.zarr",
                 workers=config.workers, overwrite=config.overwrite,
             )
         )  # fmt: skip
-        trained = train(
+        if stages["augment"]["status"] != "complete":
+            return ended()
+        trained = stages["train"] = train(
             TrainConfig(
                 **dict(config.train), cache=f"{output}/cache.zarr", run=f"{output}/run", workers=config.train_workers,
-                use_gpu=config.use_gpu, overwrite=config.overwrite,
+                use_gpu=config.use_gpu, checkpoint_every_steps=config.checkpoint_every_steps,
+                overwrite=config.overwrite,
             )
         )  # fmt: skip
 
@@ -75,21 +89,23 @@ def pipeline(config: PipelineConfig) -> Summary:
             return segment(
                 SegmentConfig(
                     **dict(config.segment), volume=volume, model=trained["model"], output=path, sections=sections,
-                    tiff=tiff, mask=mask, workers=config.workers, use_gpu=config.use_gpu, overwrite=config.overwrite,
+                    tiff=tiff, mask=mask, workers=config.workers, use_gpu=config.use_gpu,
+                    accept_changed_volume=config.accept_changed_volume, overwrite=config.overwrite,
                 )
             )  # fmt: skip
 
         segmentation, volume = f"{output}/segmentation.zarr", config.volume or images
         if config.volume is None:
-            segmented = segment_to(images, segmentation, (), config.tiff)
+            to_score = stages["segment"] = segment_to(images, segmentation, (), config.tiff)
             prediction = segmentation
         else:
             # Of the labelled stack only the sections that are scored or choose the threshold.
             prediction = f"{output}/scored.zarr"
-            segment_to(images, prediction, (*scored, *fixing), None)
-            segmented = segment_to(config.volume, segmentation, (), config.tiff, config.mask)
-        stages = {"augment": augmented, "train": trained, "segment": segmented}
-        evaluated = evaluate(
+            to_score = segment_to(images, prediction, (*scored, *fixing), None)
+            stages["segment"] = segment_to(config.volume, segmentation, (), config.tiff, config.mask)
+        if to_score["status"] != "complete":
+            return ended()
+        stages["evaluate"] = evaluate(
             EvaluateConfig(
                 prediction=(prediction,), model=(trained["model"],), labels=labels,
                 label_kind=config.augment.label_kind,
@@ -98,15 +114,8 @@ def pipeline(config: PipelineConfig) -> Summary:
             ),
             Stages(
                 title="Demo on a synthetic volume" if config.images is None else f"Segmentation of {volume}",
-                settings=config.model_dump(mode="json"), summaries=stages, cache=f"{output}/cache.zarr",
+                settings=config.model_dump(mode="json"), summaries=dict(stages), cache=f"{output}/cache.zarr",
                 run=f"{output}/run", volume=volume, segmentation=segmentation,
             ),
         )  # fmt: skip
-    stages["evaluate"] = evaluated
-    return {
-        "status": "complete" if all(s["status"] == "complete" for s in stages.values()) else "incomplete",
-        "seconds": round(time.time() - began, 2),
-        "startup_seconds": round(ready - began, 2),
-        **stages,
-        "report": f"{output}/report",
-    }
+    return ended()
