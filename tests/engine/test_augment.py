@@ -16,6 +16,7 @@ from unet_ray.config.recipe import RECIPES, Recipe
 from unet_ray.engine.augment import PICTURE, _contact_sheet, augment
 from unet_ray.engine.augment_plan import prepare
 from unet_ray.engine.augment_worker import AugmentWorker
+from unet_ray.engine.past_runs import RUNS
 from unet_ray.errors import CacheMismatchError, ConfigError, LabelError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import Box
@@ -95,11 +96,11 @@ def cache(made: tuple[Path, Any, Any], tmp_path: Path) -> Path:
 
 
 def whole(cache: Path) -> dict[str, str]:
-    """Digest of every file of a cache, metadata included, but of no picture and nothing set aside."""
+    """Digest of every file of a cache, metadata included, but of no picture, nothing set aside, nor what runs took."""
     return {
         str(file.relative_to(cache)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(cache.rglob("*"))
-        if file.is_file() and file.suffix not in (".png", ".damaged")
+        if file.is_file() and file.suffix not in (".png", ".damaged") and file.name != RUNS
     }
 
 

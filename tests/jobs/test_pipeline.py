@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,14 @@ def test_end_to_end(config: Path, tmp_path: Path, run_job: Callable[..., Any]) -
     assert repeated["evaluate"]["v_rand"] == summary["evaluate"]["v_rand"]
     assert {path: path.stat().st_mtime_ns for path in run.rglob("c/**/*") if path.is_file()} == before
     assert repeated["seconds"] < summary["seconds"]
+    # The report still tells what the runs took that did the work.
+    later = (Path(summary["report"]) / "report.html").read_text()
+    for told in ("What it waited for", "<td>Speed</td>", "<td>Blocks</td>", "<td>idle</td>"):
+        assert re.findall(rf"{told}.*", later) == re.findall(rf"{told}.*", page) != [], told
+    times = re.search(r"augment (\d+:\d\d), train (\d+:\d\d), segment (\d+:\d\d), evaluate", page)
+    assert times is not None
+    words = ", ".join(f"{stage} {took} (done earlier)" for stage, took in zip(SUMMARIES, times.groups(), strict=False))
+    assert f"{words}, evaluate" in later
 
 
 @pytest.fixture
@@ -128,7 +137,7 @@ def staged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
     return arrange
 
 
-def test_a_mask_is_for_the_volume_alone(
+def test_a_mask_is_for_the_volume_and_another_for_the_labels(
     call_job: Callable[..., Any], stack: Callable[..., Path], tmp_path: Path, staged: Callable[..., list[Any]]
 ) -> None:
     given = staged()

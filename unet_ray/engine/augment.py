@@ -15,6 +15,7 @@ from unet_ray.engine.augment_plan import AugmentPlan, prepare
 from unet_ray.engine.augment_worker import AugmentWorker
 from unet_ray.engine.blocks import Outcome, run_blocks, run_length
 from unet_ray.engine.cluster import cluster, pool_size
+from unet_ray.engine.past_runs import RunRecord
 from unet_ray.errors import LabelError, TargetError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.report.pictures import contact_sheet_png
@@ -80,7 +81,9 @@ def augment(config: AugmentConfig) -> Summary:
     if len(done) == done.num_blocks:
         return summary | {"seconds": round(time.time() - began, 2), "note": "the cache was complete; nothing to do"}
     missing = BlockSet(done.num_blocks, done.missing())
-    outcome, first = _make(cache, plan, done, expected, config.workers)
+    record = RunRecord(cache.objects, began)
+    outcome, first = _make(cache, plan, done, expected, config.workers, record)
+    record.note()
     if outcome.failures:
         block, reason = min(outcome.failures.items())
         split, shard = plan.cache.place(block)
@@ -118,7 +121,12 @@ def _verify(cache: PatchCache) -> Summary:
 
 
 def _make(
-    cache: PatchCache, plan: AugmentPlan, done: BlockSet, expected: Forecast, workers: int | None
+    cache: PatchCache,
+    plan: AugmentPlan,
+    done: BlockSet,
+    expected: Forecast,
+    workers: int | None,
+    record: RunRecord,
 ) -> tuple[Outcome, float]:
     """Make the blocks that are missing; also when the first one began.
 
@@ -127,17 +135,19 @@ def _make(
     """
     started: list[float] = []
     skipped, todo = plan.cache.patches - expected.patches, done.num_blocks - len(done)
-    with cluster(), Progress("augment", total=plan.cache.patches, unit="patches", already_done=skipped) as progress:
+    progress = Progress("augment", total=plan.cache.patches, unit="patches", already_done=skipped)
+    with cluster(), record, progress:
 
         def on_row(row: dict[str, Any]) -> None:
             started.append(row["started"])
+            record.take(row)
             if row["ok"]:
                 # Not the row's units: of a block that a killed worker had finished there are none.
                 progress.advance(plan.cache.patches_in(int(row["block"])))
             else:
                 _stop_if_unwritable(cache, expected.bytes_per_patch * plan.cache.patches_per_shard)
 
-        count = pool_size(workers, cpus_each=1)
+        record.workers = count = pool_size(workers, cpus_each=1)
         outcome = run_blocks(
             partial(AugmentWorker, cache, plan),
             done,

@@ -1,8 +1,9 @@
 """What a run over blocks waited for, and what would make it faster."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from unet_ray.engine.blocks import STAGES, Outcome
+from unet_ray.engine.blocks import STAGES
 
 # From here on the computing itself is what the run consists of.
 COMPUTE_BOUND = 0.8
@@ -17,25 +18,25 @@ _ADVICE = {
 }
 
 
-def bottleneck(outcome: Outcome, workers: int) -> dict[str, Any]:
+def bottleneck(stage_seconds: Mapping[str, float], worker_seconds: float) -> dict[str, Any]:
     """Shares of the workers' time by stage, and a verdict in one sentence.
 
     Args:
-        outcome: of a run that wrote something.
-        workers: that took part, those apart that joined later.
+        stage_seconds: by each of `STAGES`, seconds that all workers spent there.
+        worker_seconds: workers x seconds from the first block to the last; workers that joined later do not count.
 
     Returns:
-        ``verdict``, and ``shares`` of (workers x seconds from the first block to the last): computing, waiting for
-        input, waiting for output and being idle make up 1; reading, compressing and writing go on beside them.
+        ``verdict``, and ``shares`` of ``worker_seconds``: computing, waiting for input, waiting for output and being
+        idle make up 1; reading, compressing and writing go on beside them.
 
     >>> spent = dict.fromkeys(STAGES, 0.0) | {"compute": 12.0, "wait_for_read": 6.0, "read": 17.0}
-    >>> found = bottleneck(Outcome(seconds=10.0, stage_seconds=spent), workers=2)
+    >>> found = bottleneck(spent, worker_seconds=20.0)
     >>> found["verdict"].partition(";")[0], found["shares"]["read"], found["shares"]["idle"]
     ('reader-bound: the network waits 30% of the time for input', 0.85, 0.1)
     """
-    busy = sum(outcome.stage_seconds[stage] for stage in ("compute", "wait_for_read", "wait_for_write"))
-    total = max(workers * outcome.seconds, busy, 1e-9)
-    shares = {stage: outcome.stage_seconds[stage] / total for stage in STAGES}
+    busy = sum(stage_seconds[stage] for stage in ("compute", "wait_for_read", "wait_for_write"))
+    total = max(worker_seconds, busy, 1e-9)
+    shares = {stage: stage_seconds[stage] / total for stage in STAGES}
     shares["idle"] = max(0.0, 1 - shares["compute"] - shares["wait_for_read"] - shares["wait_for_write"])
     waits = ("wait_for_read", "wait_for_write", "idle")
     worst = "compute" if shares["compute"] >= COMPUTE_BOUND else max(waits, key=lambda name: shares[name])

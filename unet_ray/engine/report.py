@@ -11,12 +11,16 @@ import yaml
 
 from unet_ray.command import Summary
 from unet_ray.engine.augment import PICTURE
+from unet_ray.engine.bottleneck import bottleneck
 from unet_ray.engine.evaluate_inputs import segmentation_at
 from unet_ray.engine.evaluation import Evaluation
+from unet_ray.engine.past_runs import past_runs
 from unet_ray.engine.run_facts import command_line, versions
 from unet_ray.report.page import Certificate, Facts, Report, Training, report_html
 from unet_ray.report.progress import duration, number
 from unet_ray.storage.objects import open_objects
+from unet_ray.storage.patch_cache import PatchCache
+from unet_ray.storage.segmentation import Segmentation
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,8 @@ def report_page(evaluation: Evaluation, seconds: float, stages: Stages | None = 
     """
     first = evaluation.inputs.predictions[0]
     settings = evaluation.metrics["config"] if stages is None else stages.settings
-    took = {} if stages is None else {name: summary["seconds"] for name, summary in stages.summaries.items()}
-    times = ", ".join(f"{name} {duration(spent)}" for name, spent in {**took, "evaluate": seconds}.items())
+    took = {} if stages is None else _times(stages)
+    times = ", ".join(f"{name} {spent}" for name, spent in {**took, "evaluate": duration(seconds)}.items())
     page = Report(
         title=first.path if stages is None else stages.title,
         made=time.strftime("%d %B %Y, %H:%M %Z"),
@@ -64,9 +68,27 @@ def report_page(evaluation: Evaluation, seconds: float, stages: Stages | None = 
         settings=yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False),
         next_steps=_next_steps(evaluation, stages),
         training=None if stages is None else _training(stages),
-        certificate=_certificate(first.path if stages is None else stages.segmentation, stages),
+        certificate=_certificate(first.path if stages is None else stages.segmentation),
     )
     return report_html(page).encode()
+
+
+def _times(stages: Stages) -> dict[str, str]:
+    """What each stage took before the evaluation, by whichever runs did its work."""
+    cache, segmentation = PatchCache(stages.cache), Segmentation(stages.segmentation)
+    blocks = {"augment": cache.plan().blocks, "segment": segmentation.blocks_done()}
+    past = {"augment": past_runs(cache.objects), "segment": past_runs(segmentation.objects)}
+    times = {}
+    for name, summary in stages.summaries.items():
+        if name in past:
+            seconds, runs = past[name].seconds, past[name].runs
+            least = "more than " if past[name].blocks < blocks[name] else ""
+        else:  # runs from before this was noted tell nothing
+            seconds, runs, least = summary.get("seconds_of_all_runs", 0.0), 1, ""
+        several = f" in {runs} runs" if runs > 1 else ""
+        earlier = " (done earlier)" if "note" in summary else ""
+        times[name] = f"{least}{duration(seconds)}{several}{earlier}" if seconds else "done earlier"
+    return times
 
 
 def _training(stages: Stages) -> Training:
@@ -89,28 +111,35 @@ def _training(stages: Stages) -> Training:
     return Training(facts, rows, summary["best_epoch"], open_objects(stages.cache).get(PICTURE))
 
 
-def _certificate(path: str, stages: Stages | None) -> Certificate | None:
+def _certificate(path: str) -> Certificate | None:
     """Of a segmentation of ours; another's tells nothing."""
     segmentation = segmentation_at(path)
     stored = None if segmentation is None else segmentation.attributes()
     if stored is None:
         return None
     made = stored["made_with"]
-    summary: Mapping[str, Any] = {} if stages is None else stages.summaries["segment"]
     facts: list[tuple[str, str]] = [
         ("Volume", " x ".join(str(side) for side in made["shape"]) + " voxels (z, y, x)"),
         ("Tiles", f"{made['tile_px']} px, {stored.get('tiles_at_once', 1)} at once, averaged views: {made['tta']}"),
         ("Made on", stored["resolved_on"]),
     ]
-    if summary.get("blocks_written"):
-        speed = f"{number(summary['voxels_per_second'] / 1e6)} Mvox/s from the first block to the last"
-        facts += [
-            ("Blocks", f"{summary['blocks_written']:,} written, {summary['blocks_skipped']:,} there before"),
-            ("Speed", speed),
-            ("Memory of the largest worker", f"{summary['peak_worker_rss_bytes'] / 1e9:.2f} GB"),
-        ]
-    waited: Mapping[str, Any] = summary.get("bottleneck") or {}
-    return Certificate(facts, stored.get("seam"), waited.get("verdict", ""), waited.get("shares", {}))
+    past = past_runs(segmentation.objects)
+    if not past.runs:
+        return Certificate(facts, stored.get("seam"), "", {})
+    in_runs = "one run" if past.runs == 1 else f"{past.runs} runs"
+    speed = f"{number(past.units / max(past.busy_seconds, 1e-9) / 1e6)} Mvox/s from the first block to the last"
+    facts += [
+        ("Blocks", f"{past.blocks:,} written in {in_runs}{_untold(past.blocks, segmentation.blocks_done())}"),
+        ("Speed", speed),
+        ("Memory of the largest worker", f"{past.peak_worker_rss_bytes / 1e9:.2f} GB"),
+    ]
+    waited = bottleneck(past.stage_seconds, past.worker_seconds)
+    return Certificate(facts, stored.get("seam"), waited["verdict"], waited["shares"])
+
+
+def _untold(told: int, done: int) -> str:
+    """What is missing from the figures of a segmentation: runs that were killed, or are older than the figures."""
+    return f"; {done - told:,} more by runs that did not live to tell" if done > told else ""
 
 
 def _next_steps(evaluation: Evaluation, stages: Stages | None) -> Facts:

@@ -18,6 +18,7 @@ from unet_ray.engine.calibration import Calibration
 from unet_ray.engine.cluster import cluster, pool_size, threads_each
 from unet_ray.engine.model_fit import check_classes, check_fit, grey_levels, voxel_size
 from unet_ray.engine.model_source import read_model_file
+from unet_ray.engine.past_runs import RunRecord
 from unet_ray.engine.pyramid import anything_missing, build_pyramid, make_masks
 from unet_ray.engine.segment_export import export_tiff
 from unet_ray.engine.segment_forecast import forecast
@@ -121,11 +122,12 @@ def segment(config: SegmentConfig) -> Summary:
         output.forget_above(layout, todo)
     outcome, startup, workers = Outcome(), 0.0, 0
     masks, above = dict[int, Outcome](), dict[int, Outcome]()
+    record = RunRecord(output.objects, began)
     if todo or stored is None or anything_missing(output, layout):
-        with cluster():
+        with cluster(), record:
             gpus = 1 if config.use_gpu else 0
             threads = _threads(config, stored)
-            workers = pool_size(config.workers, cpus_each=threads, gpus_each=gpus)
+            record.workers = workers = pool_size(config.workers, cpus_each=threads, gpus_each=gpus)
             job = replace(job, threads=threads)
             if stored is None:
                 job, calibration = _calibrated(job, config)
@@ -155,7 +157,7 @@ def segment(config: SegmentConfig) -> Summary:
             else:
                 output.create(layout, stored)
             if todo:
-                outcome, first = _segment_blocks(job, stored, chosen, done, workers, config.workers)
+                outcome, first = _segment_blocks(job, stored, chosen, done, record, config.workers)
                 startup = first - began
             masks = make_masks(output, layout, config.threshold)
             above = build_pyramid(output, layout, config.threshold)
@@ -180,7 +182,7 @@ def segment(config: SegmentConfig) -> Summary:
         **{name: outcome.counts[name] for name in COUNTED},
         "pyramid_levels": len(layout.levels),
         "pyramid_blocks_written": sum(o.written for o in above.values()),
-        **({"bottleneck": bottleneck(outcome, workers)} if outcome.written else {}),
+        **({"bottleneck": bottleneck(outcome.stage_seconds, workers * outcome.seconds)} if outcome.written else {}),
         "model_seconds": round(outcome.stage_seconds["compute"], 2),
         "seam_max_abs_diff": stored["seam"]["seam_max_abs_diff"] if stored else None,
         "mask_change_share": stored["seam"]["mask_change_share"] if stored else None,
@@ -202,6 +204,7 @@ def segment(config: SegmentConfig) -> Summary:
         print(f"segment: the pyramid is incomplete; {failed_above[0]}; run the same command again", file=sys.stderr)
     else:
         export_tiff(config, layout, sections, region)
+    record.note()
     return summary | {"seconds": round(time.time() - began, 2)}
 
 
@@ -285,7 +288,7 @@ def _segment_blocks(
     stored: dict[str, Any],
     chosen: BlockSet,
     done: BlockSet,
-    workers: int,
+    record: RunRecord,
     most_workers: int | None,
 ) -> tuple[Outcome, float]:
     """Predict the chosen blocks that are not done, on as many workers as there are now; later on more, if may be."""
@@ -301,6 +304,7 @@ def _segment_blocks(
 
         def on_row(row: dict[str, Any]) -> None:
             started.append(float(row["started"]))
+            record.take(row)
             progress.advance(row["units"] / 1e6)
 
         outcome = run_blocks(
@@ -309,7 +313,7 @@ def _segment_blocks(
             workers=most_workers,
             cpus_each=job.threads,
             gpus_each=1 if job.use_gpu else 0,
-            run_length=run_length(len(todo), workers, stored.get("block_seconds", 0.0)),
+            run_length=run_length(len(todo), record.workers, stored.get("block_seconds", 0.0)),
             stage="segment",
             on_row=on_row,
         )

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -117,8 +118,22 @@ def train(config: TrainConfig) -> Summary:
         "precision": precision,
         "model": f"{config.run.rstrip('/')}/{MODEL}",
     }
+    summary["seconds_of_all_runs"] = round(summary["seconds"] + _seconds_before(rows, began), 2)
     run.put(SUMMARY, json.dumps(summary).encode())
     return summary | _export(config, run)
+
+
+def _seconds_before(rows: Sequence[Mapping[str, Any]], began: float) -> float:
+    """Seconds of the steps and validations that runs before this one took, and this one went on from.
+
+    What such a run spent on starting, and on steps after its last checkpoint, is not known.
+    """
+    seconds, last = 0.0, 0.0
+    for row in rows:
+        if row["ended"] < began:
+            seconds += row["seconds"] if row["event"] == "step" else row["ended"] - last
+        last = row["ended"]
+    return seconds
 
 
 def _export(config: TrainConfig, run: Objects) -> dict[str, str]:

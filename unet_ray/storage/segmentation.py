@@ -212,14 +212,22 @@ class Segmentation(OwnedGroup):
 
     def unwritten_blocks(self, sections: Sequence[int]) -> int:
         """Blocks that touch ``sections`` and have no probability yet; they would read as 0."""
+        blocks = self._stored_blocks()
+        done = self.done(blocks)
+        layers = {z // blocks.shard[0] for z in sections}
+        return sum(blocks.position(block)[0] in layers for block in done.missing())
+
+    def blocks_done(self) -> int:
+        """Blocks of the volume's own resolution that are there."""
+        return len(self.done(self._stored_blocks()))
+
+    def _stored_blocks(self) -> BlockGrid:
+        """The grid of shards as the metadata tell it."""
         document = read_document(self.objects, LEVEL)
         assert document is not None
         shard = document["chunk_grid"]["configuration"]["chunk_shape"]
         # Before z y x there may be classes, of which every shard holds all.
-        blocks = BlockGrid(TileGrid(triple(document["shape"][-3:]), triple(shard[-3:])), (1, 1, 1))
-        done = self.done(blocks)
-        layers = {z // blocks.shard[0] for z in sections}
-        return sum(blocks.position(block)[0] in layers for block in done.missing())
+        return BlockGrid(TileGrid(triple(document["shape"][-3:]), triple(shard[-3:])), (1, 1, 1))
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Replace what the output says of itself; everything else in its metadata stays."""
