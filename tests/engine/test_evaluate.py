@@ -16,6 +16,7 @@ import tifffile
 from unet_ray.config.evaluate import EvaluateConfig
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine import evaluation as engine
+from unet_ray.engine import section_scoring
 from unet_ray.engine.evaluate import METRICS, PAGE, PANELS, TABLE, evaluate
 from unet_ray.engine.evaluation import run_evaluation
 from unet_ray.errors import ConfigError, LabelError, VolumeError
@@ -58,14 +59,10 @@ def labels(membrane: npt.NDArray[np.uint8], tmp_path_factory: pytest.TempPathFac
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sections are scored in this process: what differs between inputs needs no cluster again."""
 
-    def score_all(inputs: Any, workers: Any, score: Any) -> Any:
-        sections = (*inputs.sections, *inputs.fixing)
-        return [
-            {z: score(prediction, inputs.labels, z, z in inputs.sections) for z in sections}
-            for prediction in inputs.predictions
-        ]
+    def in_tasks(function: Any, calls: Any, workers: Any) -> Any:
+        return ((number, function(*call)) for number, call in enumerate(calls))
 
-    monkeypatch.setattr(engine, "score_all", score_all)
+    monkeypatch.setattr(section_scoring, "in_tasks", in_tasks)
     monkeypatch.setattr(engine, "pictures", lambda *_: ())
     monkeypatch.setattr(engine, "hardware", lambda: "here")
 
@@ -79,6 +76,31 @@ def scores_of(
 
 def same(summary: dict[str, Any], expected: dict[str, Any]) -> bool:
     return {name: summary[name] for name in expected} == expected
+
+
+def test_the_driver_reads_no_section(
+    labels: Path,
+    membrane: npt.NDArray[np.uint8],
+    probability: npt.NDArray[np.uint8],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write_zarr: Callable[..., str],
+) -> None:
+    """Not even to tell a mask of 0 and 1 from a probability: a volume may be larger than a machine."""
+    mask = (probability > 127).astype(np.uint8)
+    # Of this mask one section alone tells that 255 means 1: with 1 as its full scale section 3 would be all membrane.
+    faint = np.zeros_like(mask)
+    faint[:3], faint[3] = mask[:3] * np.uint8(255), 1
+    paths = tuple(write_zarr(tmp_path / f"{name}.zarr", a) for name, a in (("m", mask), ("f", faint)))
+
+    def read(*_: Any) -> None:
+        raise AssertionError("the driver has read voxels")
+
+    monkeypatch.setattr(Volume, "read", read)
+    found = evaluate(EvaluateConfig(prediction=paths, labels=str(labels), workers=2))["predictions"]
+    assert same(found[0], scores_of(mask, membrane, full_scale=1))
+    assert same(found[1], scores_of(faint, membrane))
+    assert found[0]["pixel_mismatch"] != found[1]["pixel_mismatch"]
 
 
 def test_two_workers_score_as_the_plain_loop(

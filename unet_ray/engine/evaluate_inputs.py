@@ -55,16 +55,16 @@ class Prediction:
         path: as the user gave it.
         volume: probability or mask.
         kind: what a high value means; that of classes means nothing.
-        full_scale: the value that means 1; None: the largest of its integer type, or 1.
         training: what is known of its model's.
+        full_scale: the value that means 1; None: the largest of its integer type, or 1.
     """
 
     name: str
     path: str
     volume: Volume
     kind: Polarity
-    full_scale: float | None
     training: Training
+    full_scale: float | None = None
 
     def read(self, z: int) -> npt.NDArray[np.float32]:
         """Probability of cell interior in section ``z``, (y, x), 0 to 1.
@@ -132,8 +132,7 @@ def open_inputs(config: EvaluateConfig) -> Inputs:
         segmentation = segmentation_at(path)
         _refuse_unwritten(path, segmentation, (*sections, *fixing))
         training = known_training(path, segmentation, model, images)
-        full_scale = None if config.label_kind == "classes" else _full_scale(volume, (*sections, *fixing))
-        predictions.append(Prediction(name, path, volume, kind, full_scale, training))
+        predictions.append(Prediction(name, path, volume, kind, training))
     return Inputs(tuple(predictions), Labels(labels, config.label_kind, config.ignore_label), images, sections, fixing)
 
 
@@ -174,10 +173,3 @@ def _refuse_unwritten(path: str, segmentation: Segmentation | None, sections: tu
             f"--prediction {path} has {missing} blocks unwritten in the chosen sections; run the same jobs/segment.py "
             "command again to finish them"
         )
-
-
-def _full_scale(prediction: Volume, sections: tuple[int, ...]) -> float | None:
-    """1 for whole numbers that never exceed it (a mask of 0 and 1), None where the dtype says it."""
-    if prediction.dtype.kind not in "ui":
-        return None
-    return 1.0 if all(read_section(prediction, z).max() <= 1 for z in sections) else None

@@ -10,7 +10,7 @@ from unet_ray.engine.evaluate_inputs import Inputs, open_inputs
 from unet_ray.engine.findings import class_findings, membrane_findings
 from unet_ray.engine.run_facts import hardware
 from unet_ray.engine.section_pictures import pictures
-from unet_ray.engine.section_scoring import count_classes, score_all, score_one
+from unet_ray.engine.section_scoring import count_classes, score_all, score_one, with_full_scales
 from unet_ray.report.layers import SectionLayers
 from unet_ray.report.page import ranked_sections
 from unet_ray.report.published import PUBLISHED
@@ -48,6 +48,8 @@ def run_evaluation(config: EvaluateConfig) -> Evaluation:
         open_objects(config.report).require_writable()
     of_classes = config.label_kind == "classes"
     with cluster():
+        if not of_classes:
+            inputs = with_full_scales(inputs, config.workers)
         scored = score_all(inputs, config.workers, count_classes if of_classes else score_one)
         findings = class_findings if of_classes else membrane_findings
         predictions = [

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-import ray
 
-from unet_ray.engine.cluster import fetched, pool_size
 from unet_ray.engine.evaluate_inputs import Inputs, Labels, Prediction
 from unet_ray.engine.labelled_stacks import read_section
+from unet_ray.engine.section_tasks import in_tasks
 from unet_ray.numerics.error_map import error_map
 from unet_ray.report.layers import SectionLayers, section_layers
 from unet_ray.storage.volume import Volume
@@ -24,15 +23,9 @@ def pictures(inputs: Inputs, ranked: Sequence[int], workers: int | None) -> tupl
         ranked: sections from the best to the worst.
         workers: sections at once, at most; None: as many as there are CPUs.
     """
-    task = ray.remote(num_cpus=1)(picture)
-    waiting = chosen(inputs.sections, ranked)[::-1]
-    at_once = pool_size(workers, cpus_each=1)
-    running, made = list[ray.ObjectRef[SectionLayers]](), list[SectionLayers]()
-    while waiting or running:
-        while waiting and len(running) < at_once:
-            running.append(task.remote(inputs.predictions[0], inputs.labels, inputs.images, waiting.pop()))
-        made.append(fetched(running.pop(0)))
-    return tuple(made)
+    calls = [(inputs.predictions[0], inputs.labels, inputs.images, z) for z in chosen(inputs.sections, ranked)]
+    made = dict(in_tasks(picture, calls, workers))
+    return tuple(made[number] for number in range(len(calls)))
 
 
 def chosen(sections: Sequence[int], ranked: Sequence[int]) -> list[int]:

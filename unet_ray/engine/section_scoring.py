@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-import ray
-
-from unet_ray.engine.cluster import fetched, pool_size
 from unet_ray.engine.evaluate_inputs import Inputs, Labels, Prediction
 from unet_ray.engine.holdout import Status
 from unet_ray.engine.labelled_stacks import read_section
+from unet_ray.engine.section_tasks import in_tasks
 from unet_ray.numerics.class_scores import confusion
 from unet_ray.numerics.metrics import score_section
 from unet_ray.report.progress import Progress
+from unet_ray.storage.volume import Volume
 
 
 class Scored(NamedTuple):
@@ -47,20 +47,34 @@ def score_all(inputs: Inputs, workers: int | None, score: Score) -> list[dict[in
 
     Numbers travel to the workers, and counts come back: a worker holds one section, the driver none.
     """
-    task = ray.remote(num_cpus=1)(score)
-    at_once = pool_size(workers, cpus_each=1)
     scored = [dict[int, Scored]() for _ in inputs.predictions]
-    waiting = [(number, z) for z in (*inputs.sections, *inputs.fixing) for number in range(len(scored))][::-1]
-    running = dict[Any, tuple[int, int]]()
-    with Progress("evaluate", total=len(waiting), unit="sections") as progress:
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                number, z = waiting.pop()
-                reference = task.remote(inputs.predictions[number], inputs.labels, z, z in inputs.sections)
-                running[reference] = number, z
-            ready, _ = ray.wait(list(running), timeout=1.0)
-            for reference in ready:
-                number, z = running.pop(reference)
-                scored[number][z] = fetched(reference)
-                progress.advance(1)
+    places = [(number, z) for z in (*inputs.sections, *inputs.fixing) for number in range(len(scored))]
+    calls = [(inputs.predictions[number], inputs.labels, z, z in inputs.sections) for number, z in places]
+    with Progress("evaluate", total=len(calls), unit="sections") as progress:
+        for call, found in in_tasks(score, calls, workers):
+            number, z = places[call]
+            scored[number][z] = found
+            progress.advance(1)
     return scored
+
+
+def with_full_scales(inputs: Inputs, workers: int | None) -> Inputs:
+    """The inputs with 1 as the full scale of predictions that are masks of 0 and 1 in a type of whole numbers.
+
+    Whether they are no section tells alone, so before the scoring all are looked at, or the first few where one
+    exceeds 1: a probability's first section does.
+    """
+    sections = (*inputs.sections, *inputs.fixing)
+    predictions = []
+    for prediction in inputs.predictions:
+        if prediction.volume.dtype.kind in "ui":
+            calls = [(prediction.volume, z) for z in sections]
+            if all(largest <= 1 for _, largest in in_tasks(largest_value, calls, workers)):
+                prediction = replace(prediction, full_scale=1.0)
+        predictions.append(prediction)
+    return replace(inputs, predictions=tuple(predictions))
+
+
+def largest_value(volume: Volume, z: int) -> int:
+    """Of one section of whole numbers."""
+    return int(read_section(volume, z).max())
