@@ -382,6 +382,53 @@ def test_pixels_that_nobody_labelled(
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("value", [1, 255])
+def test_masks_of_pixels_that_nobody_labelled(
+    membrane: npt.NDArray[np.uint8],
+    probability: npt.NDArray[np.uint8],
+    labels: Path,
+    tmp_path: Path,
+    write_zarr: Callable[..., str],
+    value: int,
+) -> None:
+    """What the mask leaves out and what the label leaves out is the same, and both together are either."""
+    ignore = np.zeros(SHAPE, bool)
+    ignore[:, 20:50, 30:60] = True
+    mask = write_zarr(tmp_path / "m.zarr", ignore.astype(np.uint8) * np.uint8(value))
+    prediction = write_zarr(tmp_path / "p.zarr", probability)
+    scored = [
+        score_section(cell_probability(probability[z]), membrane[z] == 0, ignore=ignore[z]) for z in range(len(ignore))
+    ]
+    expected = combine(scored).summary()
+    assert same(evaluate(EvaluateConfig(prediction=prediction, labels=str(labels), ignore_masks=mask)), expected)
+    assert not same(expected, scores_of(probability, membrane))
+    left, right = ignore.copy(), ignore.copy()
+    left[..., 45:], right[..., :45] = False, False
+    halves = {
+        "labels": write_zarr(tmp_path / "l.zarr", np.where(left, 7, (1 - membrane) * 255).astype(np.uint8)),
+        "ignore_masks": write_zarr(tmp_path / "r.zarr", right),
+    }
+    assert same(evaluate(EvaluateConfig(prediction=prediction, ignore_label=7, **halves)), expected)
+
+
+@pytest.mark.usefixtures("here")
+def test_ignore_masks_that_do_not_fit(
+    probability: npt.NDArray[np.uint8], labels: Path, tmp_path: Path, write_zarr: Callable[..., str]
+) -> None:
+    given = {"prediction": write_zarr(tmp_path / "p.zarr", probability), "labels": str(labels)}
+    other = write_zarr(tmp_path / "other.zarr", np.zeros((4, 96, 111), np.uint8))
+    with pytest.raises(LabelError, match=r"ignore masks .*other.zarr have shape \(4, 96, 111\) but labels .*labels.tif"):
+        evaluate(EvaluateConfig(**given, ignore_masks=other))
+    everything = np.zeros(SHAPE, np.uint8)
+    everything[2] = 1
+    mask = write_zarr(tmp_path / "all.zarr", everything)
+    with pytest.raises(LabelError, match=r"section 2, have no pixel that is not above 0 in --ignore-masks .*all.zarr"):
+        evaluate(EvaluateConfig(**given, ignore_masks=mask))
+    sections = ("0:2", "3")
+    assert evaluate(EvaluateConfig(**given, ignore_masks=mask, sections=sections))["sections"] == [0, 1, 3]
+
+
+@pytest.mark.usefixtures("here")
 def test_no_more_than_a_section_is_read_at_once(
     labels: Path,
     probability: npt.NDArray[np.uint8],

@@ -143,10 +143,15 @@ def test_a_mask_is_for_the_volume_and_another_for_the_labels(
     given = staged()
     labelled, volume, mask = str(stack("labelled.tif")), "volume.tif", "mask.tif"
     flags = ["--images", labelled, "--labels", labelled, "--volume", volume, "--mask", mask, "--score-sections", "1"]
+    flags += ["--ignore-masks", "unlabelled.tif"]
     assert call_job("pipeline", *flags, "--output", tmp_path / "p").code == 0
     assert [(config.volume, config.mask) for config in given if hasattr(config, "mask")] == [
         (labelled, None), (volume, mask),
     ]  # fmt: skip
+    assert [config.ignore_masks for config in given if hasattr(config, "ignore_masks")] == [
+        ("unlabelled.tif",), "unlabelled.tif",
+    ]  # fmt: skip
+    assert call_job("pipeline", "--ignore-masks", "unlabelled.tif", "--output", tmp_path / "p").code == 2
 
 
 @pytest.mark.parametrize(

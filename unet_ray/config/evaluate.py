@@ -20,6 +20,8 @@ class EvaluateConfig(Config):
     """What labels mean: interior (bright = inside a cell), membrane (bright = membrane), instances (ids), classes (indices from 0; predictions are indices, too, and the scores each class's Dice and IoU)."""
     ignore_label: int | None = None
     """Label value of pixels that nobody labelled; they are in no count, and cells end there in labels and prediction alike."""
+    ignore_masks: str | None = None
+    """Mask stack of the labels' shape; pixels above 0 are in no count, nor are those of --ignore-label."""
     sections: tuple[str, ...] = ()
     """Sections to score: numbers, A:B or A:B:STEP; none: all."""
     threshold_sections: tuple[str, ...] = ()

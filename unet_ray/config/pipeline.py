@@ -38,6 +38,8 @@ class PipelineConfig(Config):
     """Labelled image stack; None: the synthetic volume of the demo."""
     labels: str | None = None
     """Its labels."""
+    ignore_masks: str | None = None
+    """Mask stack of their shape, above 0 at pixels that nobody labelled; see the augment job."""
     volume: str | None = None
     """Volume to segment; None: the labelled stack itself."""
     mask: str | None = None

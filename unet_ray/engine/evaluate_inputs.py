@@ -19,11 +19,19 @@ from unet_ray.storage.volume import Volume, open_volume
 
 @dataclass(frozen=True)
 class Labels:
-    """The truth: its volume, what its values mean, and the value of pixels that nobody labelled."""
+    """The truth: its volume, what its values mean, and which pixels nobody labelled.
+
+    Attributes:
+        volume: of labels.
+        kind: what its values mean.
+        ignore_label: the value of pixels that nobody labelled.
+        masks: volume of the labels' shape, above 0 at other pixels that nobody labelled.
+    """
 
     volume: Volume
     kind: LabelKind
     ignore_label: int | None = None
+    masks: Volume | None = None
 
     def read(self, z: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_] | None]:
         """Where section ``z`` is cell interior, and where nobody labelled it; errors are `read_classes`'."""
@@ -37,11 +45,15 @@ class Labels:
             LabelError: the labels do not fit their kind, or no pixel is labelled.
         """
         name = f"labels of {self.volume.path}, section {z},"
-        classes, ignore = class_map(read_section(self.volume, z), self.kind, ignore_label=self.ignore_label, name=name)
+        mask = None if self.masks is None else read_section(self.masks, z) > 0
+        classes, ignore = class_map(
+            read_section(self.volume, z), self.kind, ignore_label=self.ignore_label, ignore_mask=mask, name=name
+        )
         if ignore is not None and ignore.all():
+            left_out = [] if self.ignore_label is None else [f"--ignore-label {self.ignore_label}"]
+            left_out += [] if self.masks is None else [f"above 0 in --ignore-masks {self.masks.path}"]
             raise LabelError(
-                f"{name} have no pixel that is not --ignore-label {self.ignore_label}; leave the section out with "
-                "--sections"
+                f"{name} have no pixel that is not {' or '.join(left_out)}; leave the section out with --sections"
             )
         return classes, ignore
 
@@ -109,6 +121,12 @@ def open_inputs(config: EvaluateConfig) -> Inputs:
                 f"--prediction {path} has shape {volumes[-1].shape} but --labels {config.labels} "
                 f"{labels.shape} (z, y, x); give labels of the same sections"
             )
+    masks = None if config.ignore_masks is None else open_volume(config.ignore_masks)
+    if masks is not None and masks.shape != labels.shape:
+        raise LabelError(
+            f"ignore masks {masks.path} have shape {masks.shape} but labels {labels.path} {labels.shape} (z, y, x); "
+            "give ignore masks of the same sections"
+        )
     images = None if config.images is None else open_volume(config.images)
     if images is not None and images.shape != labels.shape:
         raise VolumeError(
@@ -133,7 +151,8 @@ def open_inputs(config: EvaluateConfig) -> Inputs:
         _refuse_unwritten(path, segmentation, (*sections, *fixing))
         training = known_training(path, segmentation, model, images)
         predictions.append(Prediction(name, path, volume, kind, training))
-    return Inputs(tuple(predictions), Labels(labels, config.label_kind, config.ignore_label), images, sections, fixing)
+    truth = Labels(labels, config.label_kind, config.ignore_label, masks)
+    return Inputs(tuple(predictions), truth, images, sections, fixing)
 
 
 def segmentation_at(path: str) -> Segmentation | None:

@@ -40,6 +40,8 @@ def pipeline(config: PipelineConfig) -> Summary:
             "--augment.label-kind classes has no membrane that the pipeline could score; run the jobs augment, train "
             "and segment one after the other"
         )
+    if config.ignore_masks is not None and config.labels is None:
+        raise ConfigError("--ignore-masks is for --labels, and the demo's labels are whole; give --labels as well")
     if config.mask is not None and config.volume is None:
         raise ConfigError("--mask is for --volume, and the labelled stack is segmented whole; give --volume as well")
     output = config.output.rstrip("/")
@@ -67,10 +69,11 @@ def pipeline(config: PipelineConfig) -> Summary:
         if images is None or labels is None:
             shape, seed = config.phantom.shape, config.phantom.seed
             images, labels = make_phantom(f"{output}/phantom.zarr", shape, seed, config.workers)
+        masks = () if config.ignore_masks is None else (config.ignore_masks,)
         stages["augment"] = augment(
             AugmentConfig(
                 **dict(config.augment), images=(images,), labels=(labels,), cache=f"{output}/cache.zarr",
-                workers=config.workers, overwrite=config.overwrite,
+                ignore_masks=masks, workers=config.workers, overwrite=config.overwrite,
             )
         )  # fmt: skip
         if stages["augment"]["status"] != "complete":
@@ -109,7 +112,7 @@ def pipeline(config: PipelineConfig) -> Summary:
             EvaluateConfig(
                 prediction=(prediction,), model=(trained["model"],), labels=labels,
                 label_kind=config.augment.label_kind,
-                ignore_label=config.augment.ignore_label, sections=scored,
+                ignore_label=config.augment.ignore_label, ignore_masks=config.ignore_masks, sections=scored,
                 threshold_sections=fixing, images=images, report=f"{output}/report", workers=config.workers,
             ),
             Stages(
