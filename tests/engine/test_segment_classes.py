@@ -1,5 +1,6 @@
 """Several classes, and probabilities in half precision, through real Ray."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -322,6 +323,9 @@ def test_classes_are_scored_by_class(
     assert "dice_3" not in found
     assert found["kind"] == "classes"
     assert sorted(path.name for path in report.iterdir()) == ["metrics.csv", "metrics.json", "report.html"]
+    page = (report / "report.html").read_text()
+    assert re.findall(r'<figure id="section-(\d+)"', page) == [str(z) for z in range(SHAPE[0])]
+    assert re.findall(r"</span> class (\d)<", page) == ["0", "1", "2"]
     # Whichever part is named; and a mask's classes are 0 and 1.
     for part in (out / "0", out / CLASSES, out / CLASSES / "0"):
         assert evaluate(EvaluateConfig(prediction=str(part), **given))["mean_dice"] == found["mean_dice"]

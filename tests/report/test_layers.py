@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from unet_ray.report.figure import BLUE, RED
-from unet_ray.report.layers import LARGEST_PX, section_layers, smaller
+from unet_ray.report.layers import LARGEST_PX, class_layers, section_layers, smaller
 
 
 def pixels(encoded):
@@ -75,3 +75,36 @@ def test_smaller_keeps_the_picture():
     Image.fromarray(np.kron(noise[:5, :5], np.ones((8, 8, 1), np.uint8))).save(buffer, "PNG")
     again = pixels(smaller(buffer.getvalue()))
     assert np.abs(again.astype(int) - pixels(buffer.getvalue())).mean() < 8
+
+
+COLOURS = [(153, 153, 153), (230, 159, 0), (86, 180, 233)]
+
+
+def test_classes_have_their_colours_and_what_differs_is_red():
+    truth, predicted = np.zeros((2, 30, 40), np.uint8)
+    truth[:, 20:], predicted[:, 10:] = 1, 1
+    truth[:10], predicted[:10], ignore = 0, 2, np.zeros((30, 40), bool)
+    ignore[:10] = True
+    raw = np.tile(np.arange(40), (30, 1))
+    found = class_layers(3, raw=raw, truth=truth, predicted=predicted, ignore=ignore, colours=COLOURS)
+    assert list(found.layers) == ["raw", "truth", "prediction", "errors"]
+    shown = {name: pixels(layer) for name, layer in found.layers.items()}
+    assert shown["truth"][[0, 20, 20], [30, 5, 30]].tolist() == [[255] * 3, [*COLOURS[0]], [*COLOURS[1]]]
+    assert shown["prediction"][[0, 20, 20], [30, 5, 30]].tolist() == [[*COLOURS[2]], [*COLOURS[0]], [*COLOURS[1]]]
+    red, green, blue = np.moveaxis(shown["errors"].astype(int), -1, 0)
+    wrong = red > blue + 60
+    assert wrong[12:, 12:18].all()  # of another class
+    assert not wrong[12:, :8].any()
+    assert not wrong[12:, 24:].any()
+    assert not wrong[:7].any()  # nobody knows
+    assert np.abs(red - green)[12:, 24:].max() < 30  # the raw image is grey there
+
+
+def test_large_sections_of_classes_keep_to_the_colours():
+    truth = np.zeros((LARGEST_PX + 1, 51), np.uint8)
+    truth[:, 1::2] = 1
+    found = class_layers(3, raw=None, truth=truth, predicted=1 - truth, ignore=None, colours=COLOURS)
+    assert (found.reduced, found.height, found.width) == (2, -(-len(truth) // 2), 26)
+    seen = {tuple(colour) for layer in ("truth", "prediction") for colour in pixels(found.layers[layer]).reshape(-1, 3)}
+    assert seen == {COLOURS[0], COLOURS[1]}
+    assert pixels(found.layers["errors"]).shape == (found.height, found.width, 3)

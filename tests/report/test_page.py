@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from unet_ray.report.layers import section_layers
+from unet_ray.report.layers import class_layers, section_layers
 from unet_ray.report.page import Certificate, Report, Training, ranked_sections, report_html
 from unet_ray.report.pictures import contact_sheet_png
 
@@ -153,11 +153,31 @@ def test_best_and_worst_section():
     assert re.search(r'id="section-9".*?<figcaption><b>Section 9</b>\s*<span class="mark">best', page, re.S)
 
 
-def test_classes_have_dice_and_no_thresholds():
+def of_classes():
+    """A report on three classes, one of which neither truth nor prediction has."""
     scores = {"pixel_mismatch": 0.1, "mean_dice": 0.8, "mean_iou": 0.7, "dice_0": 0.9, "iou_0": 0.85, "dice_1": None}
-    row = {"section": 4, "pixel_mismatch": 0.1, "mean_dice": 0.8}
+    rows = [{"section": z, "pixel_mismatch": 0.1, "mean_dice": dice} for z, dice in ((4, 0.8), (9, 0.7))]
     about = {"name": "s", "warnings": [], "holdout": {"status": "unknown", "sentence": "unknown: not ours"}}
-    found = {"sections": [4], "predictions": [about | scores | {"interval": {}, "curves": {}, "sections": [row]}]}
-    page = Reader(report_html(a_report(metrics=found | {"published": {}}, sections=[])))
+    found = {"sections": [4, 9], "predictions": [about | scores | {"interval": {}, "curves": {}, "sections": rows}]}
+    colours = [(153, 153, 153), (230, 159, 0), (86, 180, 233)]
+    rng = np.random.default_rng(0)
+    raw, truth, predicted = (rng.integers(0, top, (64, 64), dtype=np.uint8) for top in (255, 3, 3))
+    layers = [
+        class_layers(z, raw=raw, truth=truth, predicted=predicted, ignore=None, colours=colours) for z in (4, 9)
+    ]
+    return a_report(metrics=found | {"published": {}}, sections=layers, classes=colours)
+
+
+def test_classes_have_dice_and_no_thresholds():
+    page = Reader(report_html(of_classes()))
     assert {"thresholds", "published"}.isdisjoint(page.ids)
     assert all(said in page.text for said in ("Mean Dice", "0.8000", "IoU, class 0", "0.8500", "unknown: not ours"))
+
+
+def test_sections_of_classes_have_a_legend_and_layers_of_their_own():
+    page = report_html(of_classes())
+    assert re.search(r"background:rgb\(86, 180, 233\)\"></span> class 2<", page)
+    assert "splits a cell" not in page
+    assert "class 2" not in report_html(a_report())
+    assert re.findall(r'name="layer" value="(\w+)"', page) == ["raw", "truth", "prediction", "errors"]
+    assert re.search(r'section-9".*?Section 9</b> <span class="mark">worst</span>\s*<span class="soft">Mean Dice 0.7', page, re.S)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.report.test_page import PREDICTION, a_report, metrics, pictures
+from tests.report.test_page import PREDICTION, a_report, metrics, of_classes, pictures
 from unet_ray.report.page import report_html
 
 pytestmark = pytest.mark.browser
@@ -72,6 +72,18 @@ def test_several_predictions_on_a_telephone(browser_page, tmp_path):
     path.write_text(report_html(a_report(metrics=several)), "utf-8")
     opened = browser_page(path, width=400)
     assert opened.evaluate("document.documentElement.scrollWidth") <= 400
+    assert opened.errors == []
+
+
+def test_layers_of_classes_on_a_telephone(browser_page, tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(report_html(of_classes()), "utf-8")
+    opened = browser_page(path, width=400)
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 400
+    shown = "[...document.querySelectorAll('.layers img')].filter(i => getComputedStyle(i).visibility === 'visible')"
+    for name in ("Raw", "Truth", "Prediction", "Errors"):
+        opened.click(f".switch label:has-text('{name}')")
+        assert opened.evaluate(f"{shown}.map(i => [i.dataset.layer, i.naturalWidth])") == [[name.lower(), 64]] * 2
     assert opened.errors == []
 
 

@@ -57,7 +57,7 @@ def run_evaluation(config: EvaluateConfig) -> Evaluation:
             for prediction, of_sections in zip(inputs.predictions, scored, strict=True)
         ]
         shown: tuple[SectionLayers, ...] = ()
-        if config.report is not None and not of_classes:
+        if config.report is not None:
             shown = pictures(inputs, ranked_sections(predictions[0]["sections"]), config.workers)
         found_on = hardware()
     metrics = {

@@ -16,9 +16,11 @@ from unet_ray.engine.evaluate_inputs import segmentation_at
 from unet_ray.engine.evaluation import Evaluation
 from unet_ray.engine.past_runs import past_runs
 from unet_ray.engine.run_facts import command_line, versions
+from unet_ray.numerics.labels import MAX_CLASSES
 from unet_ray.report.page import Certificate, Facts, Report, Training, report_html
 from unet_ray.report.progress import duration, number
 from unet_ray.storage.objects import open_objects
+from unet_ray.storage.ome_image import class_colour
 from unet_ray.storage.patch_cache import PatchCache
 from unet_ray.storage.segmentation import Segmentation
 
@@ -63,6 +65,7 @@ def report_page(evaluation: Evaluation, seconds: float, stages: Stages | None = 
         made=time.strftime("%d %B %Y, %H:%M %Z"),
         metrics=evaluation.metrics,
         sections=evaluation.pictures,
+        classes=_class_colours(evaluation),
         command=command_line(),
         facts=[("Versions", versions()), ("Hardware", evaluation.hardware), ("Time (minutes:seconds)", times)],
         settings=yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False),
@@ -71,6 +74,12 @@ def report_page(evaluation: Evaluation, seconds: float, stages: Stages | None = 
         certificate=_certificate(first.path if stages is None else stages.segmentation),
     )
     return report_html(page).encode()
+
+
+def _class_colours(evaluation: Evaluation) -> list[tuple[int, int, int]]:
+    """Of the classes that are scored; none where membranes are."""
+    found = evaluation.metrics["predictions"][0]
+    return [class_colour(index) for index in range(MAX_CLASSES) if f"dice_{index}" in found]
 
 
 def _times(stages: Stages) -> dict[str, str]:

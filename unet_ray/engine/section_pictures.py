@@ -8,7 +8,9 @@ from unet_ray.engine.evaluate_inputs import Inputs, Labels, Prediction
 from unet_ray.engine.labelled_stacks import read_section
 from unet_ray.engine.section_tasks import in_tasks
 from unet_ray.numerics.error_map import error_map
-from unet_ray.report.layers import SectionLayers, section_layers
+from unet_ray.numerics.labels import MAX_CLASSES
+from unet_ray.report.layers import SectionLayers, class_layers, section_layers
+from unet_ray.storage.ome_image import class_colour
 from unet_ray.storage.volume import Volume
 
 MOST_PICTURES = 12
@@ -24,7 +26,7 @@ def pictures(inputs: Inputs, ranked: Sequence[int], workers: int | None) -> tupl
         workers: sections at once, at most; None: as many as there are CPUs.
     """
     calls = [(inputs.predictions[0], inputs.labels, inputs.images, z) for z in chosen(inputs.sections, ranked)]
-    made = dict(in_tasks(picture, calls, workers))
+    made = dict(in_tasks(class_picture if inputs.labels.kind == "classes" else picture, calls, workers))
     return tuple(made[number] for number in range(len(calls)))
 
 
@@ -50,3 +52,12 @@ def picture(prediction: Prediction, labels: Labels, images: Volume | None, z: in
         errors[ignore] = 0
     raw = None if images is None else read_section(images, z)
     return section_layers(z, raw=raw, truth=~cells, probability=np.float32(1) - probability, errors=errors)
+
+
+def class_picture(prediction: Prediction, labels: Labels, images: Volume | None, z: int) -> SectionLayers:
+    """Layers of one section of several classes."""
+    truth, ignore = labels.read_classes(z)
+    predicted = read_section(prediction.volume, z)
+    raw = None if images is None else read_section(images, z)
+    colours = [class_colour(index) for index in range(MAX_CLASSES)]
+    return class_layers(z, raw=raw, truth=truth, predicted=predicted, ignore=ignore, colours=colours)

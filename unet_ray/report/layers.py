@@ -1,7 +1,7 @@
 """The layers of a section as small pictures that a page can switch between."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ LARGEST_PX = 768
 MARK_PX = 3
 # How much of a wrong pixel's colour lies over the raw image, where it changes no cell.
 PALE = 0.45
+# The same of several classes, where all wrong pixels are alike.
+STRONG = 0.8
 JPEG_QUALITY = 85
 
 
@@ -33,7 +35,8 @@ class SectionLayers:
     reduced: int
     """Voxels per pixel of the pictures, along a side."""
     layers: Mapping[str, bytes]
-    """By name, in the order of switching: raw, truth, probability, mask, errors; PNG of two levels, or JPEG."""
+    """By name, in the order of switching: raw, truth, probability, mask, errors; or raw, truth, prediction, errors of
+    several classes. PNG where there are few colours, else JPEG."""
 
 
 def section_layers(
@@ -68,6 +71,47 @@ def section_layers(
     layers["mask"] = _png(_grey(1 - _reduced(probability > 0.5, factor)))
     base = _grey(1 - 0.25 * _reduced(probability > 0.5, factor)) if grey is None else grey
     layers["errors"] = _jpeg(_coloured(base, errors, factor))
+    height, width = base.shape
+    return SectionLayers(section, width, height, factor, layers)
+
+
+def class_layers(
+    section: int,
+    *,
+    raw: NDArray[Any] | None,
+    truth: NDArray[np.uint8],
+    predicted: NDArray[Any],
+    ignore: NDArray[np.bool_] | None,
+    colours: Sequence[tuple[int, int, int]],
+) -> SectionLayers:
+    """Encode a section's layers where there are several classes.
+
+    Args:
+        section: its number.
+        raw: (y, x) grey levels, shown as in `section_layers`; None leaves this layer out.
+        truth: (y, x) true class indices.
+        predicted: (y, x) predicted class indices.
+        ignore: (y, x), True where nobody labelled: white in the truth, and never wrong.
+        colours: red, green and blue of every class, 0 to 255 each.
+
+    >>> zeros = np.zeros((4, 4), np.uint8)
+    >>> found = class_layers(7, raw=None, truth=zeros, predicted=zeros, ignore=None, colours=[(230, 159, 0)])
+    >>> list(found.layers)
+    ['truth', 'prediction', 'errors']
+    """
+    factor = -(-max(truth.shape) // LARGEST_PX)
+    grey = None if raw is None else _stretched(_reduced(raw, factor))
+    known = np.ones(truth.shape, bool) if ignore is None else ~ignore
+    wrong = (truth != predicted) & known
+    table = np.array(colours, np.uint8)
+    layers = {} if grey is None else {"raw": _jpeg(grey)}
+    # Thinned out where it is large: a mean of two classes would be the colour of neither.
+    thin = np.s_[::factor, ::factor]
+    layers["truth"] = _png(np.where(known[thin][..., None], table[truth[thin]], np.uint8(255)))
+    layers["prediction"] = _png(table[predicted[thin].astype(np.intp)])
+    base = np.full(truth[thin].shape, 255, np.uint8) if grey is None else grey
+    share = STRONG * _reduced(wrong, factor)[..., None]
+    layers["errors"] = _jpeg(np.round((1 - share) * base[..., None] + share * _rgb(RED)).astype(np.uint8))
     height, width = base.shape
     return SectionLayers(section, width, height, factor, layers)
 

@@ -31,7 +31,11 @@ SCORES = (
 HEADLINE = ("v_rand", "v_info", "pixel_mismatch", "warping_error", "mean_dice", "mean_iou")
 # Of the table of sections.
 COLUMNS = ("v_rand", "v_info", "mean_dice", "pixel_mismatch")
-LAYERS = {"raw": "Raw", "truth": "Truth", "probability": "Probability", "mask": "Mask", "errors": "Errors"}
+CAPTIONS = ("v_rand", "v_info", "mean_dice")
+LAYERS = {
+    "raw": "Raw", "truth": "Truth", "probability": "Probability", "mask": "Mask", "prediction": "Prediction",
+    "errors": "Errors",
+}  # fmt: skip
 
 Facts = Sequence[tuple[str, str]]
 """Pairs of what and how much, in the order of being read."""
@@ -80,6 +84,8 @@ class Report:
     """The resolved settings, YAML."""
     next_steps: Facts
     """What can be done now, and the command for it."""
+    classes: Sequence[tuple[int, int, int]] = ()
+    """Colours of the classes in the sections' layers, 0 to 255 each; none where membranes are scored."""
     training: Training | None = None
     certificate: Certificate | None = None
 
@@ -111,6 +117,8 @@ def report_html(report: Report) -> str:
         predictions=predictions,
         scores=scores,
         headline=[row for row in scores if row[0] in HEADLINE],
+        # Of a section's caption.
+        captions=[(key, name) for key, name, _, _ in scores if key in CAPTIONS],
         columns=[(key, name) for key, name, _, _ in scores if key in COLUMNS],
         layers={name: text for name, text in LAYERS.items() if any(name in s.layers for s in report.sections)},
         published_columns=_published_columns,
@@ -126,15 +134,16 @@ def report_html(report: Report) -> str:
 
 
 def ranked_sections(rows: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Sections from the best to the worst, by the sum of V_rand and V_info.
+    """Sections from the best to the worst, by the sum of V_rand and V_info, or by the mean Dice of several classes.
 
-    Sections where one is not defined are left out.
+    Sections where it is not defined are left out.
 
     >>> ranked_sections([{"section": 4, "v_rand": 0.9, "v_info": 0.9}, {"section": 9, "v_rand": 1, "v_info": 0.9}])
     [9, 4]
     """
-    known = [row for row in rows if row.get("v_rand") is not None and row.get("v_info") is not None]
-    return [int(row["section"]) for row in sorted(known, key=lambda row: -(row["v_rand"] + row["v_info"]))]
+    ranks = ("mean_dice",) if rows and "mean_dice" in rows[0] else ("v_rand", "v_info")
+    known = [row for row in rows if all(row.get(name) is not None for name in ranks)]
+    return [int(row["section"]) for row in sorted(known, key=lambda row: -sum(row[name] for name in ranks))]
 
 
 def _class_rows(predictions: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str]]:
