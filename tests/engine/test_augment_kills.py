@@ -22,9 +22,9 @@ from unet_ray.config.recipe import RECIPES
 from unet_ray.engine.augment import augment
 from unet_ray.engine.augment_plan import prepare
 from unet_ray.engine.augment_worker import AugmentWorker
+from unet_ray.engine.past_runs import RUNS
 from unet_ray.geometry.box import Box
 from unet_ray.numerics.phantom import phantom_block
-from unet_ray.engine.past_runs import RUNS
 from unet_ray.storage.objects import UNLISTED
 from unet_ray.storage.patch_cache import PatchCache
 
@@ -66,7 +66,7 @@ def flags(asked: dict[str, Any], cache: Path, **more: object) -> list[str]:
 
 
 def whole(cache: Path) -> dict[str, str]:
-    """Digest of every file of a cache, metadata included; not of pictures, of what runs took, or what the dead left half written."""
+    """Digest of every file of a cache, metadata included, but of no picture, note of a run, or what the dead left."""
     return {
         str(file.relative_to(cache)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(cache.rglob("*"))

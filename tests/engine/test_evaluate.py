@@ -16,8 +16,9 @@ import tifffile
 from unet_ray.config.evaluate import EvaluateConfig
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine import evaluation as engine
-from unet_ray.engine import section_scoring
+from unet_ray.engine import section_pictures, section_scoring
 from unet_ray.engine.evaluate import METRICS, PAGE, PANELS, TABLE, evaluate
+from unet_ray.engine.evaluate_inputs import open_inputs
 from unet_ray.engine.evaluation import run_evaluation
 from unet_ray.errors import ConfigError, LabelError, VolumeError
 from unet_ray.geometry.box import Box
@@ -63,6 +64,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         return ((number, function(*call)) for number, call in enumerate(calls))
 
     monkeypatch.setattr(section_scoring, "in_tasks", in_tasks)
+    monkeypatch.setattr(section_pictures, "in_tasks", in_tasks)
     monkeypatch.setattr(engine, "pictures", lambda *_: ())
     monkeypatch.setattr(engine, "hardware", lambda: "here")
 
@@ -86,7 +88,7 @@ def test_the_driver_reads_no_section(
     monkeypatch: pytest.MonkeyPatch,
     write_zarr: Callable[..., str],
 ) -> None:
-    """Not even to tell a mask of 0 and 1 from a probability: a volume may be larger than a machine."""
+    """Neither for a picture nor to tell a mask of 0 and 1 from a probability: a volume may be larger than a machine."""
     mask = (probability > 127).astype(np.uint8)
     # Of this mask one section alone tells that 255 means 1: with 1 as its full scale section 3 would be all membrane.
     faint = np.zeros_like(mask)
@@ -97,7 +99,10 @@ def test_the_driver_reads_no_section(
         raise AssertionError("the driver has read voxels")
 
     monkeypatch.setattr(Volume, "read", read)
-    found = evaluate(EvaluateConfig(prediction=paths, labels=str(labels), workers=2))["predictions"]
+    report = tmp_path / "report"
+    given = {"prediction": paths, "labels": str(labels), "images": paths[0], "report": str(report), "workers": 2}
+    found = evaluate(EvaluateConfig(**given))["predictions"]
+    assert (report / PANELS).read_bytes().startswith(b"\x89PNG")
     assert same(found[0], scores_of(mask, membrane, full_scale=1))
     assert same(found[1], scores_of(faint, membrane))
     assert found[0]["pixel_mismatch"] != found[1]["pixel_mismatch"]
@@ -417,7 +422,9 @@ def test_ignore_masks_that_do_not_fit(
 ) -> None:
     given = {"prediction": write_zarr(tmp_path / "p.zarr", probability), "labels": str(labels)}
     other = write_zarr(tmp_path / "other.zarr", np.zeros((4, 96, 111), np.uint8))
-    with pytest.raises(LabelError, match=r"ignore masks .*other.zarr have shape \(4, 96, 111\) but labels .*labels.tif"):
+    with pytest.raises(
+        LabelError, match=r"ignore masks .*other.zarr have shape \(4, 96, 111\) but labels .*labels.tif"
+    ):
         evaluate(EvaluateConfig(**given, ignore_masks=other))
     everything = np.zeros(SHAPE, np.uint8)
     everything[2] = 1
@@ -448,6 +455,25 @@ def test_no_more_than_a_section_is_read_at_once(
     evaluate(EvaluateConfig(prediction=mask, labels=str(labels), images=mask, report=str(tmp_path / "report")))
     assert len(depths) > 3 * 4
     assert set(depths) == {1}
+
+
+def test_panels_of_large_sections_are_thinned_out(
+    monkeypatch: pytest.MonkeyPatch, write_zarr: Callable[..., str], tmp_path: Path, labels: Path
+) -> None:
+    """Rows travel to the driver, and a picture has no more pixels than it has."""
+    values = np.arange(SHAPE[0] * SHAPE[1] * SHAPE[2]).reshape(SHAPE) / np.prod(SHAPE)
+    prediction = write_zarr(tmp_path / "p.zarr", values.astype(np.float32))
+    inputs = open_inputs(EvaluateConfig(prediction=prediction, labels=str(labels)))
+    whole = section_pictures.panel(inputs.predictions[0], inputs.labels, None, 1)
+    monkeypatch.setattr(section_pictures, "PANEL_PX", 100)  # sections are 96 x 112
+    thinned = section_pictures.panel(inputs.predictions[0], inputs.labels, None, 1)
+    assert thinned.truth is not None
+    assert thinned.truth.shape == thinned.raw.shape == (48, 56)
+    assert np.array_equal(thinned.probability, whole.probability[::2, ::2])
+    assert section_pictures.panel_voxel_nm(inputs) is None
+    (one,) = inputs.predictions
+    monkeypatch.setattr(one.volume, "voxel_size_nm", (50.0, 4.0, 4.0))
+    assert section_pictures.panel_voxel_nm(inputs) == (50, 8, 8)
 
 
 @pytest.mark.usefixtures("here")

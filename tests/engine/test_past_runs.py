@@ -53,8 +53,8 @@ def test_a_run_that_did_nothing_leaves_nothing(output: Objects) -> None:
 @pytest.mark.parametrize("error", [KeyboardInterrupt, TargetError])
 def test_an_interrupted_run_is_noted(output: Objects, error: type[BaseException]) -> None:
     record = RunRecord(output, time.time() - 3)
+    record.take(row(10, 12))
     with pytest.raises(error), record:
-        record.take(row(10, 12))
         raise error
     assert (past_runs(output).runs, past_runs(output).blocks) == (1, 1)
 
@@ -65,8 +65,8 @@ def test_a_full_disk_is_told_of_as_such(output: Objects, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(LocalObjects, "put", full)
     record = RunRecord(output, time.time())
+    record.take(row(10, 12))
     with pytest.raises(TargetError, match="the disk is full"), record:
-        record.take(row(10, 12))
         raise TargetError("the disk is full")
 
 

@@ -162,9 +162,7 @@ def of_classes():
     colours = [(153, 153, 153), (230, 159, 0), (86, 180, 233)]
     rng = np.random.default_rng(0)
     raw, truth, predicted = (rng.integers(0, top, (64, 64), dtype=np.uint8) for top in (255, 3, 3))
-    layers = [
-        class_layers(z, raw=raw, truth=truth, predicted=predicted, ignore=None, colours=colours) for z in (4, 9)
-    ]
+    layers = [class_layers(z, raw=raw, truth=truth, predicted=predicted, ignore=None, colours=colours) for z in (4, 9)]
     return a_report(metrics=found | {"published": {}}, sections=layers, classes=colours)
 
 
@@ -180,4 +178,6 @@ def test_sections_of_classes_have_a_legend_and_layers_of_their_own():
     assert "splits a cell" not in page
     assert "class 2" not in report_html(a_report())
     assert re.findall(r'name="layer" value="(\w+)"', page) == ["raw", "truth", "prediction", "errors"]
-    assert re.search(r'section-9".*?Section 9</b> <span class="mark">worst</span>\s*<span class="soft">Mean Dice 0.7', page, re.S)
+    assert re.search(
+        r'section-9".*?Section 9</b> <span class="mark">worst</span>\s*<span class="soft">Mean Dice 0.7', page, re.S
+    )

@@ -7,19 +7,17 @@ from typing import Any
 
 from unet_ray.command import Summary
 from unet_ray.config.evaluate import EvaluateConfig
-from unet_ray.engine.evaluate_inputs import Inputs
 from unet_ray.engine.evaluation import run_evaluation
-from unet_ray.engine.labelled_stacks import read_section
 from unet_ray.engine.report import Stages, report_page
+from unet_ray.engine.section_pictures import panel_voxel_nm
 from unet_ray.report.metrics_csv import metrics_csv
-from unet_ray.report.pictures import PanelRow, panels_png
+from unet_ray.report.pictures import panels_png
 from unet_ray.storage.objects import open_objects
 
 METRICS = "metrics.json"
 TABLE = "metrics.csv"
 PAGE = "report.html"
 PANELS = "sections.png"
-MOST_PANELS = 6
 # Long lists, which metrics.json has and a summary does not.
 NOT_IN_SUMMARY = ("curves", "sections")
 HEADLINES = {"v_rand": "V_rand", "v_info": "V_info", "mean_dice": "mean Dice", "pixel_mismatch": "wrong pixels"}
@@ -57,8 +55,8 @@ def evaluate(config: EvaluateConfig, stages: Stages | None = None) -> Summary:
         report = open_objects(config.report)
         report.put(METRICS, json.dumps(evaluation.metrics, indent=1).encode())
         report.put(TABLE, metrics_csv(evaluation.metrics))
-        if config.label_kind != "classes":  # the picture is of membranes
-            report.put(PANELS, _panels(evaluation.inputs))
+        if evaluation.panels:
+            report.put(PANELS, panels_png(evaluation.panels, voxel_size_nm=panel_voxel_nm(evaluation.inputs)))
         report.put(PAGE, report_page(evaluation, time.time() - began, stages))
         summary["report"] = config.report
     for found in brief:
@@ -81,22 +79,3 @@ def _line(found: dict[str, Any]) -> str:
 
 def _say(sentence: str) -> None:
     print(f"evaluate: {sentence}", file=sys.stderr, flush=True)
-
-
-def _panels(inputs: Inputs) -> bytes:
-    """Raw, truth, probability and mask of evenly spaced sections of the first prediction, side by side."""
-    prediction = inputs.predictions[0]
-    rows = []
-    stride = -(-len(inputs.sections) // MOST_PANELS)
-    for z in inputs.sections[::stride]:
-        membrane = 1 - prediction.read(z)
-        rows.append(
-            PanelRow(
-                section=z,
-                raw=membrane if inputs.images is None else read_section(inputs.images, z),
-                truth=~inputs.labels.read(z)[0],
-                probability=membrane,
-                mask=membrane > 0.5,
-            )
-        )
-    return panels_png(rows, voxel_size_nm=prediction.volume.voxel_size_nm)

@@ -9,10 +9,11 @@ from unet_ray.engine.cluster import cluster
 from unet_ray.engine.evaluate_inputs import Inputs, open_inputs
 from unet_ray.engine.findings import class_findings, membrane_findings
 from unet_ray.engine.run_facts import hardware
-from unet_ray.engine.section_pictures import pictures
+from unet_ray.engine.section_pictures import panels, pictures
 from unet_ray.engine.section_scoring import count_classes, score_all, score_one, with_full_scales
 from unet_ray.report.layers import SectionLayers
 from unet_ray.report.page import ranked_sections
+from unet_ray.report.pictures import PanelRow
 from unet_ray.report.published import PUBLISHED
 from unet_ray.storage.objects import open_objects
 
@@ -27,6 +28,7 @@ class Evaluation:
         startup_seconds: from the call to the first section's start.
         hardware: in words.
         pictures: of some sections, where a report was asked for.
+        panels: likewise, side by side; none of several classes.
     """
 
     inputs: Inputs
@@ -34,6 +36,7 @@ class Evaluation:
     startup_seconds: float
     hardware: str
     pictures: tuple[SectionLayers, ...]
+    panels: tuple[PanelRow, ...]
 
 
 def run_evaluation(config: EvaluateConfig) -> Evaluation:
@@ -57,8 +60,11 @@ def run_evaluation(config: EvaluateConfig) -> Evaluation:
             for prediction, of_sections in zip(inputs.predictions, scored, strict=True)
         ]
         shown: tuple[SectionLayers, ...] = ()
+        side_by_side: tuple[PanelRow, ...] = ()
         if config.report is not None:
             shown = pictures(inputs, ranked_sections(predictions[0]["sections"]), config.workers)
+            if not of_classes:
+                side_by_side = panels(inputs, config.workers)
         found_on = hardware()
     metrics = {
         "config": config.model_dump(mode="json"),
@@ -67,4 +73,4 @@ def run_evaluation(config: EvaluateConfig) -> Evaluation:
         "published": {} if of_classes else PUBLISHED,
     }
     started = min(one.started for of_sections in scored for one in of_sections.values())
-    return Evaluation(inputs, metrics, started - began, found_on, shown)
+    return Evaluation(inputs, metrics, started - began, found_on, shown, side_by_side)

@@ -10,11 +10,15 @@ from unet_ray.engine.section_tasks import in_tasks
 from unet_ray.numerics.error_map import error_map
 from unet_ray.numerics.labels import MAX_CLASSES
 from unet_ray.report.layers import SectionLayers, class_layers, section_layers
+from unet_ray.report.pictures import PanelRow
 from unet_ray.storage.ome_image import class_colour
 from unet_ray.storage.volume import Volume
 
 MOST_PICTURES = 12
 """A page of some megabytes; the best and the worst section come on top."""
+MOST_PANELS = 6
+PANEL_PX = 1024
+"""A panel has half of that; of a larger section every second, third, ... pixel travels to the driver."""
 
 
 def pictures(inputs: Inputs, ranked: Sequence[int], workers: int | None) -> tuple[SectionLayers, ...]:
@@ -61,3 +65,38 @@ def class_picture(prediction: Prediction, labels: Labels, images: Volume | None,
     raw = None if images is None else read_section(images, z)
     colours = [class_colour(index) for index in range(MAX_CLASSES)]
     return class_layers(z, raw=raw, truth=truth, predicted=predicted, ignore=ignore, colours=colours)
+
+
+def panels(inputs: Inputs, workers: int | None) -> tuple[PanelRow, ...]:
+    """Raw, truth, probability and mask of evenly spaced sections of the first prediction."""
+    stride = -(-len(inputs.sections) // MOST_PANELS)
+    calls = [(inputs.predictions[0], inputs.labels, inputs.images, z) for z in inputs.sections[::stride]]
+    made = dict(in_tasks(panel, calls, workers))
+    return tuple(made[number] for number in range(len(calls)))
+
+
+def panel(prediction: Prediction, labels: Labels, images: Volume | None, z: int) -> PanelRow:
+    """A row of one section; without images the probability stands for them."""
+    factor = _panel_factor(prediction.volume)
+    thin = np.s_[::factor, ::factor]
+    membrane = 1 - prediction.read(z)[thin]
+    return PanelRow(
+        section=z,
+        raw=membrane if images is None else read_section(images, z)[thin],
+        truth=~labels.read(z)[0][thin],
+        probability=membrane,
+        mask=membrane > 0.5,
+    )
+
+
+def panel_voxel_nm(inputs: Inputs) -> tuple[float, float, float] | None:
+    """Sides (z, y, x) of a panel's pixel, as far as the first prediction's volume tells them."""
+    volume = inputs.predictions[0].volume
+    if volume.voxel_size_nm is None:
+        return None
+    z, y, x = volume.voxel_size_nm
+    return z, y * _panel_factor(volume), x * _panel_factor(volume)
+
+
+def _panel_factor(volume: Volume) -> int:
+    return -(-max(volume.shape[1:]) // PANEL_PX)
