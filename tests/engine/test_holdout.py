@@ -45,7 +45,9 @@ def model(folder: Path, images: str, write_model: Callable[..., str]) -> str:
     """Trained on sections 0 and 1, chosen by 1 (which a model it was begun from was trained on) and 2."""
     shown = open_volume(images)
     sections = tuple(
-        TrainingSection(fingerprint=shown.section_digest(z), stack=0, section=z, role=role)
+        TrainingSection(
+            fingerprint=shown.section_digest(z), grey_order=shown.order_digest(z), stack=0, section=z, role=role
+        )
         for z, role in ((0, "train"), (1, "train"), (1, "validation"), (2, "validation"))
     )
     return write_model(folder / "model.safetensors", training_sections=sections)
@@ -170,6 +172,40 @@ def test_a_volume_that_moved_or_changed(
         assert scored(segmentation, "0")["holdout"]["status"] == "unknown"
         assert scored(segmentation, "0", images=images)["holdout"]["status"] == "trained"
     monkeypatch.undo()
-    # Images that were stored anew are not what the model saw; the volume still is.
-    brighter = write_zarr(tmp_path / "brighter.zarr", shown + np.uint8(1))
-    assert scored(segmentation, "0", images=brighter)["holdout"]["status"] == "trained"
+    # Images that were cut are not what the model saw; the volume still is.
+    cut = write_zarr(tmp_path / "cut.zarr", np.roll(shown, 1, axis=2))
+    assert scored(segmentation, "0", images=cut)["holdout"]["status"] == "trained"
+
+
+def test_images_that_were_stored_anew(
+    foreign: str,
+    images: str,
+    model: str,
+    scored: Callable[..., Any],
+    tmp_path: Path,
+    write_zarr: Callable[..., str],
+    write_model: Callable[..., str],
+) -> None:
+    shown = phantom_block(Box.of_shape(SHAPE), 6).image
+    anew = {
+        "brighter": shown.astype(np.uint16) + 300,
+        "16 bit": shown.astype(np.uint16) * 257,
+        "0 to 1": shown / np.float32(255),
+        "gamma, dark for bright": -((shown / 255.0) ** 0.6),
+    }
+    for name, values in anew.items():
+        found = scored(foreign, "1:4", model=model, images=write_zarr(tmp_path / f"{name}.zarr", values))["holdout"]
+        assert (found["trained_sections"], found["chose_the_model"]) == ([1], [2]), name
+    # Where levels became one, or pixels moved, it is another image.
+    for name, values in (("halved", shown // 2), ("moved", np.roll(shown, 1, axis=2))):
+        found = scored(foreign, "1", "2", model=model, images=write_zarr(tmp_path / f"{name}.zarr", values))["holdout"]
+        assert found["status"] == "held out", name
+    # A model that was trained before the order was noted knows the very pixels.
+    told = tuple(
+        TrainingSection(fingerprint=open_volume(images).section_digest(z), stack=0, section=z, role="train")
+        for z in (0, 1)
+    )
+    old = write_model(tmp_path / "old.safetensors", training_sections=told)
+    assert scored(foreign, "1", model=old, images=images)["holdout"]["status"] == "trained"
+    brighter = str(tmp_path / "brighter.zarr")
+    assert scored(foreign, "1", model=old, images=brighter)["holdout"]["status"] == "held out"

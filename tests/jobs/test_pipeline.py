@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from unet_ray.network.model_file import decode
 from unet_ray.storage.volume import open_volume
 
 SUMMARIES = {
@@ -72,6 +73,11 @@ def test_end_to_end(config: Path, tmp_path: Path, run_job: Callable[..., Any]) -
     metrics = json.loads((Path(summary["report"]) / "metrics.json").read_text())
     assert metrics["predictions"][0]["v_rand"] == summary["evaluate"]["v_rand"]
     # Neither training nor the choice of the model has seen what is scored, and the job knows.
+    seen = decode((run / "run" / "model.safetensors").read_bytes())[2].training_sections
+    assert sorted(section.section for section in seen) == [0, 1, 2, 3, 5]
+    shown = open_volume(f"{run}/phantom.zarr/image")
+    assert all(section.fingerprint == shown.section_digest(section.section) for section in seen)
+    assert all(section.grey_order == shown.order_digest(section.section) for section in seen)
     assert summary["evaluate"]["holdout"]["status"] == "held out"
     assert summary["evaluate"]["warnings"] == []
     for picture in (Path(summary["report"]) / "sections.png", run / "run" / "curves.png"):

@@ -266,6 +266,31 @@ def test_section_digest_does_not_depend_on_storage(tmp_path, monkeypatch):
         open_volume(str(tmp_path / "a.tif")).section_digest(2)
 
 
+def test_order_digest_does_not_depend_on_grey_levels(tmp_path, monkeypatch):
+    """Not even on how many bits a rank needs, since that follows from how many levels there are."""
+    levels = np.random.default_rng(0).permutation(300).reshape(1, 15, 20)
+    stored = {
+        "u2": levels.astype(np.uint16),
+        "far": (levels * 200 + 9).astype(np.uint16),
+        "i4": (levels * 1000 - 7).astype(np.int32),
+        "f4": np.sqrt(levels + 1).astype(np.float32),
+        "dark for bright": (60000 - levels).astype(np.uint16),
+        "swapped": np.swapaxes(levels, 1, 2).reshape(levels.shape).astype(np.uint16),
+        "merged": (levels // 2).astype(np.uint16),
+        "one level": np.full_like(levels, 7).astype(np.uint16),
+    }
+    for name, values in stored.items():
+        write(tmp_path / f"{name}.tif", values)
+    found = {name: open_volume(str(tmp_path / f"{name}.tif")).order_digest(0) for name in stored}
+    assert len({found[name] for name in ("u2", "far", "i4", "f4", "dark for bright")}) == 1
+    assert len({found[name] for name in ("u2", "swapped", "merged", "one level")}) == 4
+    assert found["one level"] is None
+    monkeypatch.setattr("unet_ray.storage.volume.DIGEST_BYTES", 100)
+    assert open_volume(str(tmp_path / "f4.tif")).order_digest(0) == found["u2"]  # band by band, too
+    with pytest.raises(IndexError, match="section 1 of 1"):
+        open_volume(str(tmp_path / "u2.tif")).order_digest(1)
+
+
 @pytest.mark.parametrize("kind", ["plain", "deflate tiles", "big", "imagej", "imagej one directory", "ome"])
 def test_every_truncation_is_found_at_open(tmp_path, kind):
     path = tmp_path / "stack.tif"

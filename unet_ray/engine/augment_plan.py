@@ -1,7 +1,7 @@
 """What the augment job will make: checked before a cluster starts, and enough for a worker to make any patch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from unet_ray.config.augment import AugmentConfig, AugmentSettings
@@ -30,6 +30,7 @@ class AugmentPlan:
         class_weights: w_c of each class.
         cache: sides and counts.
         fingerprints: digests of what is read of each section: image, label and mask.
+        orders: what tells a section whatever its grey levels are, as far as it is known.
         warnings: what the user should know before the job starts.
     """
 
@@ -41,6 +42,7 @@ class AugmentPlan:
     class_weights: tuple[float, ...]
     cache: CachePlan
     fingerprints: Mapping[SectionPlace, Mapping[str, str]]
+    orders: Mapping[SectionPlace, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     def drawn(self, patch: int) -> Drawn:
@@ -73,6 +75,8 @@ class AugmentPlan:
             ],
             "training": [[place.stack, place.section] for place in self.training],
             "validation": [[place.stack, place.section] for place in self.validation],
+            # Here, where no fingerprint covers it: caches from before it was noted can be extended.
+            "grey_order": {f"{place.stack}/{place.section}": order for place, order in self.orders.items()},
             "recipe_name": self.settings.recipe_name,
             "for_preset": self.settings.for_preset,
         }
@@ -147,6 +151,7 @@ def prepare(config: AugmentConfig) -> tuple[AugmentPlan, dict[str, Any]]:
             section_px=stacks.section_px(whole.stack),
         ),
         fingerprints=found.fingerprints,
+        orders=found.orders,
         warnings=found.warnings,
     )
     return plan, _made_with(plan)
@@ -248,4 +253,5 @@ def from_cache(
         class_weights=tuple(made_with["class_weights"]),
         cache=CachePlan(**{**cache, "section_px": tuple(cache["section_px"])}),
         fingerprints=fingerprints,
+        orders={SectionPlace(*map(int, k.split("/"))): order for k, order in sources.get("grey_order", {}).items()},
     )

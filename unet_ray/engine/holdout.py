@@ -21,7 +21,7 @@ class Training:
     """What is known of the sections that a prediction's model has seen.
 
     Attributes:
-        statuses: by the fingerprint of an image section.
+        statuses: by what tells an image section from others, its pixels or the order of its grey levels.
         images: volumes that may show what the network saw; a section is recognised in any of them.
         unknown: why nothing can be told, "" where it can.
     """
@@ -33,12 +33,20 @@ class Training:
     def status(self, z: int) -> Status:
         """What section ``z`` was to the model; reads its images.
 
-        An image that was stored anew in another dtype, or with other grey levels, is not recognised.
+        An image that was stored anew with other grey levels is recognised as long as none of them became one; see
+        `unet_ray.storage.volume.Volume.order_digest`. Models from before that was noted know the very pixels alone.
         """
         if self.unknown:
             return "unknown"
-        found = {self.statuses.get(volume.section_digest(z), "held out") for volume in self.images}
+        found = {self._in(volume, z) for volume in self.images}
         return next(status for status in ("trained", "chose the model", "held out") if status in found)
+
+    def _in(self, volume: Volume, z: int) -> Status:
+        for digest_of in (volume.section_digest, volume.order_digest):
+            status = self.statuses.get(digest_of(z) or "")
+            if status is not None:
+                return status
+        return "held out"
 
 
 def known_training(path: str, segmentation: Segmentation | None, model: str | None, images: Volume | None) -> Training:
@@ -74,7 +82,13 @@ def known_training(path: str, segmentation: Segmentation | None, model: str | No
         return Training({}, (), "the images that it was made from are not at hand; name them with --images")
     # A section in both roles, as that of a model it was begun from, was trained on.
     ordered = sorted(sections, key=lambda section: section["role"] == "train")
-    return Training({section["fingerprint"]: STATUS[section["role"]] for section in ordered}, shown)
+    statuses = {
+        digest: STATUS[section["role"]]
+        for section in ordered
+        for digest in (section["fingerprint"], section.get("grey_order"))
+        if digest is not None
+    }
+    return Training(statuses, shown)
 
 
 def _volumes(attributes: Mapping[str, Any], images: Volume | None) -> tuple[Volume, ...]:

@@ -142,6 +142,10 @@ class LabelledStacks:
         of = {"image": self.images, "label": self.labels, **({"mask": self.masks} if self.masks else {})}
         return {name: volumes[place.stack].section_digest(place.section) for name, volumes in of.items()}
 
+    def order_digest(self, place: SectionPlace) -> str | None:
+        """What tells a section's image from others whatever its grey levels are; see `Volume.order_digest`."""
+        return self.images[place.stack].order_digest(place.section)
+
     def read_class_map(self, place: SectionPlace) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_] | None]:
         """Class map and ignored pixels of a section, as `unet_ray.numerics.labels.class_map` gives them."""
         return class_map(**self._label_arguments(place))

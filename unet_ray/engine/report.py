@@ -124,7 +124,7 @@ def _certificate(path: str) -> Certificate | None:
     """Of a segmentation of ours; another's tells nothing."""
     segmentation = segmentation_at(path)
     stored = None if segmentation is None else segmentation.attributes()
-    if stored is None:
+    if segmentation is None or stored is None:
         return None
     made = stored["made_with"]
     facts: list[tuple[str, str]] = [

@@ -29,12 +29,14 @@ class Survey:
 
     Attributes:
         fingerprints: digests of image, label and mask of each section used; of a context section the image's.
+        orders: `Volume.order_digest` of each section used that has one.
         class_counts: pixels of each class in the training sections, ignored ones left out.
         intensity: map to grey levels of each stack that is used, by its number.
         warnings: what the user should know; a sentence each.
     """
 
     fingerprints: dict[SectionPlace, dict[str, str]]
+    orders: dict[SectionPlace, str]
     class_counts: tuple[int, ...]
     intensity: dict[int, IntensityMap]
     warnings: tuple[str, ...]
@@ -45,6 +47,7 @@ class _Found:
     """One section's digests, pixels of each class, and pixels that are ignored."""
 
     digests: dict[str, str]
+    order: str | None
     counts: npt.NDArray[np.int64]
     ignored: int
 
@@ -86,6 +89,7 @@ def survey(
     in_use = np.flatnonzero(np.sum([*of_training, *of_validation], axis=0))
     return Survey(
         fingerprints=fingerprints,
+        orders={place: one.order for place, one in found.items() if one.order is not None},
         class_counts=tuple(int(count) for count in summed[: max(2, int(in_use[-1]) + 1)]),
         intensity=_intensity(stacks, training, validation),
         warnings=(
@@ -102,7 +106,7 @@ def survey(
 def _look(stacks: LabelledStacks, place: SectionPlace) -> _Found:
     classes, ignore = stacks.read_class_map(place)
     ignored = 0 if ignore is None else int(np.count_nonzero(ignore))
-    return _Found(stacks.digests(place), class_counts(classes, ignore), ignored)
+    return _Found(stacks.digests(place), stacks.order_digest(place), class_counts(classes, ignore), ignored)
 
 
 def context_places(stacks: LabelledStacks, place: SectionPlace, context: int) -> list[SectionPlace]:

@@ -258,7 +258,9 @@ def _start_network(plan: TrainPlan) -> UNet:
 
 def _metadata(plan: TrainPlan, cache: PatchCache, at: Progressed, scores: dict[str, float | None]) -> ModelMetadata:
     """What segmentation and honest evaluation need to know of a model."""
-    made_with = cache.require()["made_with"]
+    attributes = cache.require()
+    made_with = attributes["made_with"]
+    orders = attributes["sources"].get("grey_order", {})
     return ModelMetadata(
         network=plan.network,
         normalisation=Normalisation(**made_with["intensity"]),
@@ -266,7 +268,7 @@ def _metadata(plan: TrainPlan, cache: PatchCache, at: Progressed, scores: dict[s
         halo_px=halo_px(layers(plan.network)),
         margin_px=margin_px(layers(plan.network)),
         context_sections=made_with["context_sections"],
-        training_sections=_sections(plan, made_with["sections"]),
+        training_sections=_sections(plan, made_with["sections"], orders),
         training={
             "epoch": at.best_epoch,
             "step": at.step,
@@ -277,12 +279,20 @@ def _metadata(plan: TrainPlan, cache: PatchCache, at: Progressed, scores: dict[s
     )
 
 
-def _sections(plan: TrainPlan, fingerprints: dict[str, dict[str, str]]) -> tuple[TrainingSection, ...]:
+def _sections(
+    plan: TrainPlan, fingerprints: dict[str, dict[str, str]], orders: dict[str, str]
+) -> tuple[TrainingSection, ...]:
     """Sections of the cache, and those that the model was trained on before it was begun from."""
     sections = []
     for key, of in fingerprints.items():
         role, stack, section = key.split("/")
-        found = {"fingerprint": of["image"], "stack": int(stack), "section": int(section), "role": role}
+        found = {
+            "fingerprint": of["image"],
+            "grey_order": orders.get(f"{stack}/{section}"),
+            "stack": int(stack),
+            "section": int(section),
+            "role": role,
+        }
         sections.append(TrainingSection.model_validate(found))
     if plan.initial_model is not None:
         known = {(section.fingerprint, section.role) for section in sections}

@@ -34,6 +34,8 @@ class TrainingSection(Config):
 
     fingerprint: str
     """Hash of the image section's pixels, `unet_ray.storage.volume.Volume.section_digest`."""
+    grey_order: str | None = None
+    """`unet_ray.storage.volume.Volume.order_digest` of the section; None where it was not noted, or has none."""
     stack: int
     """Number of the stack among those given to that training."""
     section: int
