@@ -105,6 +105,7 @@ def test_v_rand_after_thinning(folder_and_name):
     assert precision == near(details["v_rand_thin.precision_micro"])
     assert recall == near(details["v_rand_thin.recall_micro"])
     assert f_score(tp, fp, fn) == near(details["v_rand_thin.f_per_threshold_micro"])
+    assert f_score(tp, fp, fn).max() == near(java["v_rand_thin_max_micro"])
     assert stack.curves["v_rand"] == near(details["v_rand_thin.f_per_threshold_macro"])
     assert stack.v_rand == near(java["v_rand_thin_max"])
     # Of thresholds that are equally good to the last digit either may be called the best.
@@ -135,6 +136,7 @@ def test_warping(folder_and_name):
     assert stack.warping_error == near(case["java"]["warping_error_isbi2012"])
     pixels = sum(s.shape[0] * s.shape[1] for s in sections)
     assert counts.sum(axis=1) / pixels == near(details["warping_classic.per_threshold"])
+    assert counts.sum(axis=1).min() / pixels == near(case["java"]["warping_classic_min"])
 
 
 @pytest.mark.parametrize("name", SYNTHETIC)
@@ -143,6 +145,8 @@ def test_warping_classified_in_the_whole_section(name):
     counts = sum(warping_px(p, t, radius=0) for p, t in zip(probability, truth, strict=True))
     for k, kind in enumerate(KINDS):
         assert counts[:, k].tolist() == case["java_details"][f"warping.radius_whole.{kind}_pixels"], kind
+    changed = counts[:, KINDS.index("split")] + counts[:, KINDS.index("merge")]
+    assert changed / truth.size == near(case["java_details"]["warping.radius_whole.split_merge_error"])
 
 
 def test_adapted_rand_error(folder_and_name):
