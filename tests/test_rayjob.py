@@ -1,10 +1,12 @@
 """The README's manifest for KubeRay says what the jobs understand, and keeps others out."""
 
+import copy
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -15,12 +17,54 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def spec() -> dict[str, Any]:
+def manifest() -> dict[str, Any]:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    (manifest,) = [loaded for loaded in map(yaml.safe_load, blocks) if loaded.get("kind") == "RayJob"]
-    assert manifest["apiVersion"] == "ray.io/v1"
+    found: dict[str, Any]
+    (found,) = [loaded for loaded in map(yaml.safe_load, blocks) if loaded.get("kind") == "RayJob"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def spec(manifest: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = manifest["spec"]
     return found
+
+
+@pytest.fixture(scope="module")
+def schema() -> jsonschema.Draft202012Validator:
+    loaded = yaml.safe_load((ROOT / "tests" / "rayjob_schema.yaml").read_text())
+    jsonschema.Draft202012Validator.check_schema(loaded)
+    return jsonschema.Draft202012Validator(loaded)
+
+
+def test_its_fields_are_known_and_of_their_types(
+    manifest: dict[str, Any], schema: jsonschema.Draft202012Validator
+) -> None:
+    assert [f"{error.json_path}: {error.message}" for error in schema.iter_errors(manifest)] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "found"),
+    [
+        ("spec.backofLimit", 2, "'backofLimit' was unexpected"),
+        ("spec.rayClusterSpec.authOptions.mode", "tokens", "'tokens' is not one of ['disabled', 'token']"),
+        ("spec.rayClusterSpec.headGroupSpec.rayStartParams.num-cpus", 0, "0 is not of type 'string'"),
+        ("spec.rayClusterSpec.workerGroupSpecs.0.maxReplicas", "8", "'8' is not of type 'integer'"),
+        ("spec.rayClusterSpec.workerGroupSpecs.0.template.spec.containers.0.resources.limits.memory", "32 GB", "match"),
+        ("spec.rayClusterSpec.workerGroupSpecs.0.template.containers", [], "'containers' was unexpected"),
+    ],
+)
+def test_a_wrong_field_is_found(
+    manifest: dict[str, Any], schema: jsonschema.Draft202012Validator, path: str, value: Any, found: str
+) -> None:
+    changed = copy.deepcopy(manifest)
+    at: Any = changed
+    *there, last = (int(word) if word.isdigit() else word for word in path.split("."))
+    for word in there:
+        at = at[word]
+    at[last] = value
+    (error,) = schema.iter_errors(changed)
+    assert found in error.message
 
 
 def test_its_command_is_one_of_ours(spec: dict[str, Any]) -> None:
