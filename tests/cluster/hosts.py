@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SUBNET = "10.77.0"
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 OBJECT_STORE_BYTES = 80_000_000
-START_SECONDS = 90
+START_SECONDS = 180
 
 # A host without power or cable is noticed after about 6 s (by Ray's own settings: about 64).
 HEALTH_CHECKS = {

@@ -83,12 +83,30 @@ def _join(address: str) -> None:
         with _quiet_start():
             ray.init(logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        if _lacks_token(error):
+            raise ConfigError(
+                f"the Ray cluster at {address} lets nobody in without its token, and this process has none or another; "
+                "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the token that its nodes were started "
+                "with"
+            ) from None
         raise ConfigError(f"cannot join the Ray cluster at {address}: {error}") from error
+
+
+def _lacks_token(error: BaseException | None) -> bool:
+    """Whether a cluster has refused this process for its token: Ray says so in causes, one of them a text only."""
+    while error is not None:
+        if "AuthenticationError" in f"{type(error).__name__}: {error}":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextlib.contextmanager
 def _quiet_start() -> Iterator[None]:
-    """Without the lines that Ray's C++ core writes to the terminal itself; they come out if the start fails."""
+    """Without the lines that Ray's C++ core writes to the terminal itself.
+
+    They come out if the start fails, unless the reason is known.
+    """
     with tempfile.TemporaryFile() as said:
         kept = os.dup(2)
         os.dup2(said.fileno(), 2)
@@ -96,9 +114,10 @@ def _quiet_start() -> Iterator[None]:
             # Ours still come out: an interrupt may fall into this time.
             with open(kept, "w", buffering=1, closefd=False) as stderr, contextlib.redirect_stderr(stderr):
                 yield
-        except Exception:
-            said.seek(0)
-            os.write(kept, said.read())
+        except Exception as error:
+            if not _lacks_token(error):
+                said.seek(0)
+                os.write(kept, said.read())
             raise
         finally:
             os.dup2(kept, 2)
