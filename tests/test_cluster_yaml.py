@@ -1,5 +1,6 @@
 """cluster.yaml is what Ray's own launcher accepts, and keeps others out."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,16 @@ def test_every_ray_process_asks_for_the_token(cluster: dict[str, Any]) -> None:
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token" in command for command in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
+
+
+def test_its_commands_are_whole(cluster: dict[str, Any]) -> None:
+    """YAML takes what follows a # for a comment, and a shell finds a quote without an end only when it gets there."""
+    commands = [
+        command
+        for key in ("setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
+        for command in cluster[key]
+    ]
+    assert len(commands) > 5
+    for command in commands:
+        parsed = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
+        assert (parsed.returncode, parsed.stderr) == (0, ""), command
