@@ -41,6 +41,24 @@ def test_missing_runs_cover_the_missing_and_nothing_else(case, longest):
         assert stop - start == longest or later > stop
 
 
+@settings(deadline=None)
+@given(numbered(), st.integers(0, 70), st.integers(0, 70))
+def test_a_run_is_as_good_as_its_blocks(case, start, stop):
+    count, members = case
+    stop = min(stop, count)
+    blocks = BlockSet(count, members)
+    blocks.add_run(start, stop)
+    assert list(blocks) == sorted(members | set(range(start, stop)))
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 3), (2, 6)])
+def test_a_run_that_does_not_exist(start, stop):
+    blocks = BlockSet(5)
+    with pytest.raises(IndexError, match=f"there are no blocks {start} to {stop - 1}; there are 5"):
+        blocks.add_run(start, stop)
+    assert len(blocks) == 0
+
+
 @pytest.mark.parametrize("block", [-1, 5, 10**9])
 def test_a_block_that_does_not_exist(block):
     blocks = BlockSet(5)

@@ -81,6 +81,13 @@ def test_a_block_owns_its_shard(blocks):
 
 
 @settings(deadline=None)
+@given(block_grids, st.data())
+def test_voxels_are_those_of_the_write_boxes(blocks, data):
+    some = data.draw(st.lists(st.integers(0, blocks.num_blocks - 1), max_size=20))
+    assert blocks.voxels_of(some) == sum(blocks.write_box(block).voxels for block in some)
+
+
+@settings(deadline=None)
 @given(block_grids, st.tuples(*[st.integers(-4, 11)] * 3), sides(0, 9))
 def test_blocks_touching_is_the_brute_force_search(blocks, start, shape):
     box = Box.of_shape(shape, start)

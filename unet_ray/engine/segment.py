@@ -173,7 +173,7 @@ def segment(config: SegmentConfig) -> Summary:
         "status": "incomplete" if failed or failed_above else "complete",
         "seconds": 0.0,
         "startup_seconds": round(startup, 2),
-        "voxels": sum(layout.blocks.write_box(block).voxels for block in chosen),
+        "voxels": layout.blocks.voxels_of(chosen),
         "voxels_per_second": round(outcome.units / max(outcome.seconds, 1e-9)),
         "blocks": len(chosen),
         "blocks_written": outcome.written,
@@ -218,7 +218,7 @@ def _dry_run(
     summary: Summary = {
         "status": "complete",
         "dry_run": True,
-        "voxels": sum(blocks.write_box(block).voxels for block in chosen),
+        "voxels": blocks.voxels_of(chosen),
         "blocks": len(chosen),
         "blocks_skipped": len(chosen) - len(todo),
         "tile_px": blocks.tiles.tile[2],
@@ -258,8 +258,8 @@ def _chosen(layout: SegmentationLayout, sections: tuple[int, ...], region: Box) 
     chosen = BlockSet(blocks.num_blocks)
     for layer in sorted({z // blocks.shard[0] for z in sections}):
         z = layer * blocks.shard[0]
-        for block in blocks.blocks_touching(region.intersect(Box((z, 0, 0), (z + 1, height, width)))):
-            chosen.add(block)
+        for start, stop in blocks.runs_touching(region.intersect(Box((z, 0, 0), (z + 1, height, width)))):
+            chosen.add_run(start, stop)
     return chosen
 
 
@@ -296,8 +296,8 @@ def _segment_blocks(
     todo = [block for block in chosen if block not in done]
     # Blocks that nobody chose count as settled here, so that only the others are missing.
     settled = BlockSet(blocks.num_blocks, (b for b in range(blocks.num_blocks) if b in done or b not in chosen))
-    total = sum(blocks.write_box(block).voxels for block in chosen) / 1e6
-    before = total - sum(blocks.write_box(block).voxels for block in todo) / 1e6
+    total = blocks.voxels_of(chosen) / 1e6
+    before = total - blocks.voxels_of(todo) / 1e6
     started: list[float] = []
     reference = ray.put(job)
     with Progress("segment", total=total, unit="Mvox", already_done=before) as progress:

@@ -104,7 +104,7 @@ def forecast(
     """
     grid = job.layout.blocks
     tiles = sum(sum(1 for _ in grid.tiles_of(block)) for block in todo)
-    voxels = sum(grid.write_box(block).voxels for block in todo)
+    voxels = grid.voxels_of(todo)
     seconds, size, rss, masked = 0.0, 0.0, 0, 0
     inside, shares = todo, (1.0, 1.0)
     if job.mask is not None:

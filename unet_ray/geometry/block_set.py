@@ -27,6 +27,21 @@ class BlockSet:
             raise IndexError(f"there is no block {block}; there are {self.num_blocks}")
         self._bits[block >> 3] |= 1 << (block & 7)
 
+    def add_run(self, start: int, stop: int) -> None:
+        """Put blocks ``start`` to ``stop`` in, stop excluded; of a million at once much faster than `add`.
+
+        Raises:
+            IndexError: there is no such block.
+        """
+        if start >= stop:
+            return
+        if start < 0 or stop > self.num_blocks:
+            raise IndexError(f"there are no blocks {start} to {stop - 1}; there are {self.num_blocks}")
+        first, end = start >> 3, (stop + 7) >> 3
+        bits = ((1 << (stop - start)) - 1) << (start & 7)
+        bits |= int.from_bytes(self._bits[first:end], "little")
+        self._bits[first:end] = bits.to_bytes(end - first, "little")
+
     def __contains__(self, block: int) -> bool:
         return 0 <= block < self.num_blocks and bool(self._bits[block >> 3] >> (block & 7) & 1)
 
