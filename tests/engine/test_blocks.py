@@ -256,6 +256,27 @@ def test_nothing_to_do_starts_nothing(tmp_path: Path, ray_actors: Callable[[], l
     assert ray_actors() == before
 
 
+class Asking(Counting):
+    """Counts the memory that Ray has set aside for it."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+
+    def counts(self, block: int) -> dict[str, int]:
+        import ray
+
+        return {"memory": int(ray.get_runtime_context().get_assigned_resources().get("memory", 0))}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("asked", [0, 300 * 2**20])
+def test_an_actor_asks_for_its_memory(asked: int) -> None:
+    outcome = run_blocks(
+        Asking, BlockSet(1), workers=1, cpus_each=1, memory_each=asked, run_length=1, stage="test",
+    )  # fmt: skip
+    assert outcome.counts == {"memory": asked}
+
+
 class Telling(Counting):
     """Counts what it computes."""
 

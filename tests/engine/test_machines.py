@@ -10,7 +10,7 @@ from unet_ray.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def nodes(monkeypatch: pytest.MonkeyPatch, *given: tuple[int, int]) -> None:
+def nodes(monkeypatch: pytest.MonkeyPatch, *given: tuple[int, ...]) -> None:
     from unet_ray.engine import cluster
     from unet_ray.engine.machines import Machine
 
@@ -27,6 +27,26 @@ def test_workers_must_fit_on_nodes_not_on_their_sum(monkeypatch: pytest.MonkeyPa
         pool_size(None, cpus_each=6)
     with pytest.raises(ConfigError, match="use --no-use-gpu or a cluster with GPUs"):
         pool_size(None, cpus_each=1, gpus_each=1)
+
+
+def test_memory_counts_and_never_waits_for_ever(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unet_ray.engine.cluster import memory_to_ask_for, pool_size
+
+    gb = 10**9
+    # The head has no CPU for work, so its memory helps nobody.
+    nodes(monkeypatch, (0, 0, 64 * gb), (8, 0, 5 * gb), (4, 0, 3 * gb))
+    assert memory_to_ask_for(2 * gb, cpus_each=1) == 2 * gb
+    assert pool_size(None, cpus_each=1, memory_each=2 * gb) == 2 + 1
+    assert capsys.readouterr().err == ""
+    assert memory_to_ask_for(6 * gb, cpus_each=1) == 5 * gb
+    assert pool_size(None, cpus_each=1, memory_each=5 * gb) == 1
+    assert "takes about 6.00 GB of memory, but the cluster's largest node has 5.00 GB" in capsys.readouterr().err
+    # Of a node that may come nobody knows.
+    nodes(monkeypatch, (8, 0, 5 * gb), (8, 0))
+    assert memory_to_ask_for(6 * gb, cpus_each=1) == 6 * gb
+    assert pool_size(None, cpus_each=1, memory_each=6 * gb) == 8
 
 
 @pytest.mark.parametrize(

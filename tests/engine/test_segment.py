@@ -18,7 +18,7 @@ from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_worker import Job
 from unet_ray.errors import ConfigError, OutputMismatchError
-from unet_ray.storage.segmentation import MASK
+from unet_ray.storage.segmentation import MASK, Segmentation
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -106,6 +106,9 @@ def test_two_workers_give_the_bytes_of_the_plain_loop(
     assert summary["seam_max_abs_diff"] <= 1e-5
     assert summary["voxels_per_second"] > 0
     assert summary["peak_worker_rss_bytes"] > 2**20
+    # What the probe took is what workers ask for.
+    probed = Segmentation(str(out)).attributes()["worker_rss_bytes"]
+    assert 0.5 < probed / summary["peak_worker_rss_bytes"] < 2
     assert 0 < summary["startup_seconds"] < summary["seconds"]
 
     before = shards(out)

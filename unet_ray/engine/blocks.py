@@ -252,6 +252,7 @@ def run_blocks(
     workers: int | None,
     cpus_each: float,
     gpus_each: float = 0,
+    memory_each: int = 0,
     run_length: int,
     stage: str,
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
@@ -264,6 +265,7 @@ def run_blocks(
         workers: actors of the pool at most; None: as many as fit, also on nodes that join later.
         cpus_each: CPUs an actor asks for.
         gpus_each: GPUs an actor asks for.
+        memory_each: bytes an actor asks for; 0: it does not ask.
         run_length: blocks that one Ray Data block carries; each costs Ray Data about 10 ms.
         stage: name of it all, for `BlockMetrics`.
         on_row: called on the driver with each block's row.
@@ -279,7 +281,7 @@ def run_blocks(
         runs = [{"start": start, "stop": stop} for start, stop in _todo(done, outcome, length)]
         if not runs:
             break
-        for row in _stream(make_worker, runs, workers, cpus_each, gpus_each, at_once):
+        for row in _stream(make_worker, runs, workers, cpus_each, gpus_each, memory_each, at_once):
             begun, ended = min(begun, row["started"]), max(ended, row["ended"])
             outcome.take(row, done)
             metrics.take(row)
@@ -321,6 +323,7 @@ def _stream(
     workers: int | None,
     cpus_each: float,
     gpus_each: float,
+    memory_each: int,
     at_once: int,
 ) -> Iterator[dict[str, Any]]:
     context = DataContext.get_current()
@@ -340,6 +343,7 @@ def _stream(
             batch_size=1,
             num_cpus=cpus_each,
             num_gpus=gpus_each,
+            memory=memory_each or None,
             compute=ActorPoolStrategy(min_size=least, max_size=actors, max_tasks_in_flight_per_actor=at_once),
             max_restarts=-1,
             max_task_retries=TRIES - 1,

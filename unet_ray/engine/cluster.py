@@ -132,14 +132,14 @@ def fetched(reference: Any) -> Any:
         raise error.cause from None
 
 
-def pool_size(workers: int | None, cpus_each: int, gpus_each: float = 0) -> int:
-    """Workers to start: as many as asked for, else as many as fit.
+def pool_size(workers: int | None, cpus_each: int, gpus_each: float = 0, memory_each: int = 0) -> int:
+    """Workers to start: as many as asked for, else as many as fit; see `memory_to_ask_for`.
 
     Raises:
         ConfigError: not one of them fits on any node.
     """
     nodes = machines()
-    fitting = sum(node.fits(cpus_each, gpus_each) for node in nodes)
+    fitting = sum(node.fits(cpus_each, gpus_each, memory_each) for node in nodes)
     if fitting < 1:
         most = max(nodes, key=lambda node: (node.gpus, node.cpus) if gpus_each else (node.cpus, node.gpus))
         if gpus_each and not most.gpus:
@@ -151,6 +151,23 @@ def pool_size(workers: int | None, cpus_each: int, gpus_each: float = 0) -> int:
             f"{most.cpus} CPU and {most.gpus} GPU; {remedy}"
         )
     return fitting if workers is None else min(workers, fitting)
+
+
+def memory_to_ask_for(needed: int, cpus_each: int, gpus_each: float = 0) -> int:
+    """Bytes that a worker asks Ray for, so that no node gets more workers than its memory holds.
+
+    Where a worker is larger than what any node can give it, it asks for that, for otherwise it would wait for ever:
+    then there is one at a time on a node, and a sentence on stderr says what may come.
+    """
+    most = [node.memory for node in machines() if node.fits(cpus_each, gpus_each)]
+    if not most or 0 in most or needed <= max(most):
+        return needed
+    print(
+        f"cluster: a worker takes about {needed / 1e9:.2f} GB of memory, but the cluster's largest node has "
+        f"{max(most) / 1e9:.2f} GB for Ray; there is one worker at a time on a node, and where it gets none it ends",
+        file=sys.stderr,
+    )
+    return max(most)
 
 
 def threads_each(workers: int, gpus_each: float = 0) -> int:

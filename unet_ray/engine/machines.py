@@ -1,8 +1,9 @@
 """The nodes of a cluster: those that are there and, where it grows by itself, those that may come."""
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 import yaml
@@ -11,20 +12,34 @@ import yaml
 GROWTH = "~/ray_bootstrap_config.yaml"
 
 
-class Machine(NamedTuple):
-    """What a node offers."""
+@dataclass(frozen=True)
+class Machine:
+    """What a node offers.
+
+    Attributes:
+        cpus: of Ray's.
+        gpus: of Ray's.
+        memory: bytes that Ray may give away; 0 where that is not known, and not compared: two of a kind differ in it.
+    """
 
     cpus: int
     gpus: int
+    memory: int = field(default=0, compare=False, repr=False)
 
-    def fits(self, cpus_each: int, gpus_each: float) -> int:
-        """Workers that fit, of so many CPUs and GPUs each.
+    def fits(self, cpus_each: int, gpus_each: float, memory_each: int = 0) -> int:
+        """Workers that fit, of so many CPUs, GPUs and bytes each.
 
         >>> Machine(8, 1).fits(2, 0), Machine(8, 1).fits(2, 0.5), Machine(8, 1).fits(9, 1)
         (4, 2, 0)
+        >>> Machine(8, 0, memory=5_000).fits(1, 0, 2_000), Machine(8, 0).fits(1, 0, 2_000)
+        (2, 8)
         """
-        by_cpu = self.cpus // cpus_each
-        return by_cpu if not gpus_each else int(min(by_cpu, self.gpus / gpus_each))
+        fitting = self.cpus // cpus_each
+        if gpus_each:
+            fitting = min(fitting, int(self.gpus / gpus_each))
+        if memory_each and self.memory:
+            fitting = min(fitting, self.memory // memory_each)
+        return fitting
 
 
 def machines() -> list[Machine]:
@@ -57,4 +72,4 @@ def larger(there: list[Machine], config: dict[str, Any]) -> list[Machine]:
 
 
 def _machine(resources: dict[str, Any]) -> Machine:
-    return Machine(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+    return Machine(*(int(resources.get(name, 0)) for name in ("CPU", "GPU", "memory")))

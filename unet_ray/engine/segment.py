@@ -15,7 +15,7 @@ from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.blocks import Outcome, run_blocks, run_length
 from unet_ray.engine.bottleneck import bottleneck
 from unet_ray.engine.calibration import Calibration
-from unet_ray.engine.cluster import cluster, pool_size, threads_each
+from unet_ray.engine.cluster import cluster, memory_to_ask_for, pool_size, threads_each
 from unet_ray.engine.model_fit import check_classes, check_fit, grey_levels, voxel_size
 from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.past_runs import RunRecord
@@ -149,6 +149,7 @@ def segment(config: SegmentConfig) -> Summary:
                     "seam": asdict(certificate),
                     "resolved_on": probed.hardware,
                     "block_seconds": block_seconds(job, probed.pixels_per_second),
+                    "worker_rss_bytes": probed.rss_bytes,
                     # For evaluation: what the model has seen, and where to see whether that is scored.
                     "training_sections": [section.model_dump() for section in metadata.training_sections],
                     "sources": {"volume": absolute(config.volume)},
@@ -157,7 +158,10 @@ def segment(config: SegmentConfig) -> Summary:
             else:
                 output.create(layout, stored)
             if todo:
-                outcome, first = _segment_blocks(job, stored, chosen, done, record, config.workers)
+                # Outputs of earlier versions do not tell.
+                memory = memory_to_ask_for(stored.get("worker_rss_bytes", 0), threads, gpus)
+                record.workers = workers = pool_size(config.workers, threads, gpus, memory)
+                outcome, first = _segment_blocks(job, stored, chosen, done, record, config.workers, memory)
                 startup = first - began
             masks = make_masks(output, layout, config.threshold)
             above = build_pyramid(output, layout, config.threshold)
@@ -290,6 +294,7 @@ def _segment_blocks(
     done: BlockSet,
     record: RunRecord,
     most_workers: int | None,
+    memory_each: int,
 ) -> tuple[Outcome, float]:
     """Predict the chosen blocks that are not done, on as many workers as there are now; later on more, if may be."""
     blocks = job.layout.blocks
@@ -313,6 +318,7 @@ def _segment_blocks(
             workers=most_workers,
             cpus_each=job.threads,
             gpus_each=1 if job.use_gpu else 0,
+            memory_each=memory_each,
             run_length=run_length(len(todo), record.workers, stored.get("block_seconds", 0.0)),
             stage="segment",
             on_row=on_row,

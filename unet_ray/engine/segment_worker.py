@@ -19,7 +19,7 @@ from unet_ray.engine.calibration import Calibration, calibrate
 from unet_ray.engine.cluster import fetched
 from unet_ray.engine.constant_windows import ConstantWindows, is_constant
 from unet_ray.engine.mask_survey import place_inside
-from unet_ray.engine.process_memory import keep_freed_memory
+from unet_ray.engine.process_memory import keep_freed_memory, peak_rss_bytes
 from unet_ray.engine.seam_probe import SeamCertificate, probe
 from unet_ray.engine.segment_plan import probe_box
 from unet_ray.errors import UnetRayError
@@ -239,11 +239,13 @@ class Probed:
         certificate: precision and seam.
         hardware: that they were found on.
         pixels_per_second: of windows, halo included, in the last pass of a tile: the first ones warm up.
+        rss_bytes: main memory that it took.
     """
 
     certificate: SeamCertificate
     hardware: str
     pixels_per_second: float
+    rss_bytes: int
 
 
 def probe_on_worker(job: Job, asked: str) -> Probed:
@@ -270,4 +272,5 @@ def probe_on_worker(job: Job, asked: str) -> Probed:
         may_fall_back=asked == "auto",
     )  # fmt: skip
     name = torch.cuda.get_device_name() if job.use_gpu else torch.backends.cpu.get_cpu_capability()
-    return Probed(certificate, f"{name}, torch {torch.__version__}", rates[certificate.precision])
+    hardware = f"{name}, torch {torch.__version__}"
+    return Probed(certificate, hardware, rates[certificate.precision], peak_rss_bytes())
