@@ -30,6 +30,8 @@ STAGES = ("read", "compute", "compress", "write", "wait_for_read", "wait_for_wri
 NO_PROGRESS_SECONDS = 600
 # Rows of a run come together when it ends.
 RUN_SECONDS = 20.0
+# A Ray Data block costs a millisecond to plan: of a million blocks these take some seconds.
+MANY_RUNS = 8192
 # One column of text, so that all rows have the same columns whatever a worker counts.
 NO_COUNTS = "{}"
 
@@ -231,7 +233,8 @@ def run_length(blocks: int, workers: int, seconds_each: float = 0.0) -> int:
     """Blocks that one Ray Data block carries.
 
     Many, for it costs 10 ms, and at its ends reading and writing have nothing beside them; but so few that all
-    workers end together, and that progress is heard of within `RUN_SECONDS`.
+    workers end together, and that progress is heard of within `RUN_SECONDS`. Of very many blocks more, so that there
+    are no more than `MANY_RUNS` of them, as far as that time allows.
 
     Args:
         blocks: to be done.
@@ -240,9 +243,12 @@ def run_length(blocks: int, workers: int, seconds_each: float = 0.0) -> int:
 
     >>> run_length(100_000, 2), run_length(250, 1), run_length(250, 1, seconds_each=10.0)
     (64, 15, 2)
+    >>> run_length(1_000_000, 100)
+    123
     """
-    in_time = int(RUN_SECONDS / seconds_each) if seconds_each else 64
-    return max(1, min(64, in_time, blocks // (workers * 16)))
+    most = max(64, -(-blocks // MANY_RUNS))
+    in_time = int(RUN_SECONDS / seconds_each) if seconds_each else most
+    return max(1, min(most, in_time, blocks // (workers * 16)))
 
 
 def run_blocks(
