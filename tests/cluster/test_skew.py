@@ -4,20 +4,25 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hosts import ROOT, Hosts
+from hosts import ROOT, Hosts, wait_for
 from submitted import Job, flags
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
+
+def other_code(folder: Path) -> Path:
+    """A folder with this package, but for a line."""
+    shutil.copytree(ROOT / "unet_ray", folder / "unet_ray", ignore=shutil.ignore_patterns("__pycache__"))
+    with open(folder / "unet_ray" / "errors.py", "a") as module:
+        module.write("# a line more\n")
+    return folder
 
 
 def test_other_code_ends_the_job_and_other_libraries_are_named(
     hosts: Hosts, labelled: dict[str, tuple[str, ...]]
 ) -> None:
     """In half a minute: a fourth host is started."""
-    other = hosts.folder / "other"
-    shutil.copytree(ROOT / "unet_ray", other / "unet_ray", ignore=shutil.ignore_patterns("__pycache__"))
-    with open(other / "unet_ray" / "errors.py", "a") as module:
-        module.write("# a line more\n")
+    other = other_code(hosts.folder / "other")
     (other / "numcodecs-0.0.1.dist-info").mkdir()
     Path(other / "numcodecs-0.0.1.dist-info" / "METADATA").write_text("Name: numcodecs\nVersion: 0.0.1\n")
     settings = flags(
@@ -38,3 +43,34 @@ def test_other_code_ends_the_job_and_other_libraries_are_named(
     assert ended.code == 0, ended.said
     assert ended.summary["status"] == "complete"
     assert f"0.0.1 on {stranger.address}; results may differ in rounding" in ended.said
+
+
+@pytest.mark.parametrize("code", ["other", "none"])
+def test_a_host_that_joins_with_other_code_gets_no_work(
+    hosts: Hosts, labelled: dict[str, tuple[str, ...]], code: str
+) -> None:
+    """In a minute each: the job goes on without it, and loses nothing."""
+    cache = hosts.folder / f"joined-{code}"
+    settings = flags(
+        **labelled, label_kind="membrane", variants=600, patch_px=256, patches_per_shard=4, validation_sections=("2",),
+        cache=cache,
+    )  # fmt: skip
+    job = Job(hosts.head, "augment", *settings, submit=False)
+    wait_for(lambda: job.running() and hosts.workers[-1].processes("ray::MapWorker"), 90)
+    stranger = hosts.add()
+    path = other_code(hosts.folder / "joining") if code == "other" else broken(hosts.folder / "broken")
+    hosts.start_ray([stranger], PYTHONPATH=str(path))
+    assert job.running()
+    ended = job.wait(240)
+    stranger.power_off()
+    assert ended.code == 0, ended.said
+    assert (ended.summary["status"], ended.summary["patches_written"]) == ("complete", 3000)
+    assert f"cluster: node {stranger.address} has joined and gets no work" in ended.said
+    assert "Traceback" not in ended.said
+
+
+def broken(folder: Path) -> Path:
+    """A folder whose package of our name cannot be imported."""
+    (folder / "unet_ray").mkdir(parents=True)
+    (folder / "unet_ray" / "__init__.py").write_text('raise ImportError("not installed here")\n')
+    return folder

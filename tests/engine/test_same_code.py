@@ -47,3 +47,45 @@ def test_libraries_are_compared_one_by_one() -> None:
     assert compared(here, nodes) == [
         "numpy is 2.4 here but 2.3 on 10.0.0.2, missing on 10.0.0.3; results may differ in rounding"
     ]
+
+
+def test_an_actor_does_not_start_with_other_code() -> None:
+    from unet_ray.engine.same_code import own_code, require_code
+
+    require_code(own_code())
+    with pytest.raises(ConfigError, match=rf"its unet_ray has the digest {own_code()}, the driver's 0123"):
+        require_code("0123")
+
+
+def test_a_node_that_joins_is_asked_once_and_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unet_ray.engine import same_code
+    from unet_ray.engine.same_code import Versions, own_code, strangers
+
+    nodes, asked = {"head": "10.0.0.1"}, list[str]()
+    runs = {
+        "good": Versions(own_code(), {}), "other": Versions("bb", {}), "none": "ModuleNotFoundError: unet_ray",
+        "slow": None,
+    }  # fmt: skip
+
+    def answers(new: dict[str, str], seconds: float) -> dict[str, Versions | str]:
+        asked.extend(new)
+        return {node: answer for node in new if (answer := runs[node]) is not None}
+
+    monkeypatch.setattr(same_code, "_asked", {"head": ""})
+    monkeypatch.setattr(same_code, "_alive", lambda: dict(nodes))
+    monkeypatch.setattr(same_code, "_answers", answers)
+    assert strangers() == []
+    nodes |= {"good": "10.0.0.2", "other": "10.0.0.3", "none": "10.0.0.4", "slow": "10.0.0.5"}
+    assert strangers() == ["other", "none"]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert said[0].startswith("cluster: node 10.0.0.3 has joined and gets no work: its unet_ray has the digest bb")
+    assert "10.0.0.4" in said[1]
+    assert "ModuleNotFoundError" in said[1]
+    # One that was too busy to answer is asked again, the others are not; one that has left is no more avoided.
+    del nodes["none"]
+    assert strangers() == ["other"]
+    assert asked == ["good", "other", "none", "slow", "slow"]
+    assert capsys.readouterr().err == ""

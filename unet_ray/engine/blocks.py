@@ -21,6 +21,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from unet_ray.engine.block_metrics import BlockMetrics
 from unet_ray.engine.process_memory import peak_rss_bytes
+from unet_ray.engine.same_code import own_code, require_code, strangers
 from unet_ray.geometry.block_set import BlockSet
 
 TRIES = 3
@@ -28,10 +29,14 @@ TRIES = 3
 STAGES = ("read", "compute", "compress", "write", "wait_for_read", "wait_for_write")
 # A hang ends the run instead of the night; no block takes this long.
 NO_PROGRESS_SECONDS = 600
+# Actors in a row that may die while they are started, as they do on a node that joins with other code.
+START_DEATHS = 20
 # Rows of a run come together when it ends.
 RUN_SECONDS = 20.0
 # A Ray Data block costs a millisecond to plan: of a million blocks these take some seconds.
 MANY_RUNS = 8192
+# A label that Ray gives every node.
+NODE_ID = "ray.io/node-id"
 # One column of text, so that all rows have the same columns whatever a worker counts.
 NO_COUNTS = "{}"
 
@@ -104,9 +109,13 @@ class Outcome:
 
 
 class _Actor:
-    """A worker behind Ray Data: takes runs of block numbers, returns one row per block."""
+    """A worker behind Ray Data: takes runs of block numbers, returns one row per block.
 
-    def __init__(self, make_worker: Callable[[], BlockWorker]) -> None:
+    It dies at its start where it would run other code than the driver.
+    """
+
+    def __init__(self, make_worker: Callable[[], BlockWorker], code: str) -> None:
+        require_code(code)
         self.worker = make_worker()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -337,6 +346,8 @@ def _stream(
     # A dropped block is only a log line in Ray Data; what is missing is found by comparison with the plan.
     context.max_errored_blocks = -1
     context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    if os.environ.get("RAY_ADDRESS"):
+        context.max_consecutive_actor_init_deaths = START_DEATHS
     actors = len(runs) if workers is None else min(workers, len(runs))
     # All at once where it is said how many, for the next one would only be started when the first one works.
     least = 1 if workers is None else actors
@@ -345,13 +356,20 @@ def _stream(
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         dataset = ray.data.from_items(runs, override_num_blocks=len(runs)).map_batches(
             _Actor,
-            fn_constructor_args=(make_worker,),
+            fn_constructor_args=(make_worker, own_code()),
             batch_size=1,
             num_cpus=cpus_each,
             num_gpus=gpus_each,
             memory=memory_each or None,
             compute=ActorPoolStrategy(min_size=least, max_size=actors, max_tasks_in_flight_per_actor=at_once),
+            ray_remote_args_fn=_where,
             max_restarts=-1,
             max_task_retries=TRIES - 1,
         )
     yield from dataset.iter_rows()
+
+
+def _where() -> dict[str, Any]:
+    """Of an actor that is about to be started: not on a node that has joined with other code."""
+    avoided = strangers()
+    return {"label_selector": {NODE_ID: f"!in({','.join(avoided)})"}} if avoided else {}

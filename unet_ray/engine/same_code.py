@@ -1,7 +1,9 @@
 """Whether all nodes of a cluster that is joined run what the driver runs: Python and Ray are compared by Ray itself."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from unet_ray.storage.fingerprint import digest
 LIBRARIES = ("numpy", "scipy", "numba", "torch", "zarr", "numcodecs")
 # A node without a free process starts one; on a busy machine that takes a while.
 PATIENCE_SECONDS = 60
+# Work goes on meanwhile, but no actor is started.
+JOIN_PATIENCE_SECONDS = 20
 SAME_CODE = "install the same on every node, or submit the checkout with `ray job submit --working-dir .`"
 
 
@@ -32,18 +36,29 @@ class Versions:
     libraries: Mapping[str, str]
 
 
-def versions() -> Versions:
-    """What this process runs."""
+# Why a node that was asked is not to be used, by node ID, which Ray gives once; empty where it is. A driver asks once.
+_asked: dict[str, str] = {}
+
+
+@cache
+def own_code() -> str:
+    """Digest of this package's modules in this process."""
     root = Path(__file__).parents[1]
     modules = sorted(root.rglob("*.py"))
-    code = b"".join(b"%s\0%s\0" % (str(path.relative_to(root)).encode(), path.read_bytes()) for path in modules)
+    return digest(
+        b"".join(b"%s\0%s\0" % (str(path.relative_to(root)).encode(), path.read_bytes()) for path in modules)
+    )[:12]
+
+
+def versions() -> Versions:
+    """What this process runs."""
     found = {}
     for name in LIBRARIES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return Versions(digest(code)[:12], found)
+    return Versions(own_code(), found)
 
 
 def require_same_code() -> list[str]:
@@ -55,24 +70,71 @@ def require_same_code() -> list[str]:
     Raises:
         ConfigError: a node has other code of this package, or none.
     """
-    here = versions()
+    nodes = _alive()
+    answers = _answers(nodes, PATIENCE_SECONDS)
+    for node, answer in answers.items():
+        if isinstance(answer, str):
+            raise ConfigError(f"node {nodes[node]} cannot run this unet_ray ({answer}); {SAME_CODE}")
+    found = {nodes[node]: answer for node, answer in answers.items() if isinstance(answer, Versions)}
+    warnings = compared(versions(), found)
+    _asked.update(dict.fromkeys(answers, ""))
+    return warnings
+
+
+def strangers() -> list[str]:
+    """IDs of the nodes that joined since `require_same_code` and have other code of this package, or none.
+
+    Each node is asked once, and a sentence on stderr names the address of one that is not to be used.
+    """
+    nodes = _alive()
+    if len(nodes) > 1:  # alone, it is the driver's or has been asked at the start
+        new = {node: address for node, address in nodes.items() if node not in _asked}
+        for node, answer in _answers(new, JOIN_PATIENCE_SECONDS).items():
+            reason = answer if isinstance(answer, str) else _other_code(answer.code)
+            _asked[node] = reason
+            if reason:
+                print(f"cluster: node {new[node]} has joined and gets no work: {reason}; {SAME_CODE}", file=sys.stderr)
+    return [node for node in nodes if _asked.get(node)]
+
+
+def require_code(code: str) -> None:
+    """For an actor, which may be started on a node before that is asked.
+
+    Raises:
+        ConfigError: this process does not have the code with this digest.
+    """
+    if own_code() != code:
+        raise ConfigError(f"{_other_code(own_code(), code)}; {SAME_CODE}")
+
+
+def _other_code(there: str, here: str | None = None) -> str:
+    here = here or own_code()
+    return "" if there == here else f"its unet_ray has the digest {there}, the driver's {here}"
+
+
+def _alive() -> dict[str, str]:
+    """Addresses of the cluster's nodes, by node ID."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes if node["Alive"]}
+
+
+def _answers(nodes: Mapping[str, str], seconds: float) -> dict[str, Versions | str]:
+    """What nodes run, or why they cannot, by node ID; those that leave, or stay silent for too long, are left out."""
     task = ray.remote(num_cpus=0, max_retries=0)(versions)
     asked: dict[Any, str] = {}
-    for node in ray.nodes():  # type: ignore[no-untyped-call]
-        if node["Alive"]:
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked[task.options(scheduling_strategy=there).remote()] = node["NodeManagerAddress"]
-    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=PATIENCE_SECONDS)
-    found = {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node, soft=False)
+        asked[task.options(scheduling_strategy=there).remote()] = node
+    answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=seconds) if asked else ([], [])
+    found: dict[str, Versions | str] = {}
     for reference in answered:
-        address = asked[reference]
         try:
-            found[address] = ray.get(reference)
+            found[asked[reference]] = ray.get(reference)
         except (ray.exceptions.RayTaskError, ray.exceptions.RuntimeEnvSetupError) as error:
-            raise ConfigError(f"node {address} cannot run this unet_ray ({_last_line(error)}); {SAME_CODE}") from None
+            found[asked[reference]] = _last_line(error)
         except ray.exceptions.RayError:
             continue  # it left in the meantime
-    return compared(here, found)
+    return found
 
 
 def compared(here: Versions, nodes: Mapping[str, Versions]) -> list[str]:
