@@ -127,7 +127,7 @@ def segment(config: SegmentConfig) -> Summary:
         with cluster(), record:
             gpus = 1 if config.use_gpu else 0
             threads = _threads(config, stored)
-            record.workers = workers = pool_size(config.workers, cpus_each=threads, gpus_each=gpus)
+            workers = pool_size(config.workers, cpus_each=threads, gpus_each=gpus)
             job = replace(job, threads=threads)
             if stored is None:
                 job, calibration = _calibrated(job, config)
