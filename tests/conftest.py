@@ -4,7 +4,9 @@ import hashlib
 import logging
 import os
 import shutil
+import socket
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ import pytest
 import zarr
 
 from tests.browser import BrowserPage, open_pages
+from tests.fault_proxy import FaultProxy, fault_proxy
 
 # The clock of a busy machine must not fail a property.
 hypothesis.settings.register_profile("unet_ray", deadline=None)
@@ -68,6 +71,54 @@ def ray_cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """Address of an S3 server of this session's own, with a bucket called ``volumes``."""
+    server_module = pytest.importorskip("moto.server", reason="moto is not installed: no S3 server to test against")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    address = f"http://127.0.0.1:{port}"
+    urllib.request.urlopen(urllib.request.Request(f"{address}/volumes", method="PUT"), timeout=20).close()
+    yield address
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """URL of an empty folder in an S3 bucket; the environment holds what reaching it takes."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://volumes/{abs(hash(request.node.nodeid))}"
+
+
+@pytest.fixture
+def s3_proxy(s3: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """What stands between this test and the S3 server; it counts requests, and fails those it is told to."""
+    with fault_proxy(s3_endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store client that gives up a request after half a second, and a store after four."""
+    from unet_ray.storage import store_client
+
+    monkeypatch.setattr(store_client, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(store_client, "PATIENCE_SECONDS", 4.0)
+    monkeypatch.setattr(store_client, "FIRST_PATIENCE_SECONDS", 4.0)
+    monkeypatch.setattr(store_client, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(store_client, "_reached", set())
 
 
 @pytest.fixture(scope="module")

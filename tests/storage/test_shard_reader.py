@@ -247,11 +247,11 @@ def test_a_folder_in_place_of_a_shard(local):
         reader.chunk(0)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_store_that_does_not_answer(s3, monkeypatch):
     put(open_objects(s3), SPEC)
     with pytest.raises(VolumeError, match=r"s3://nowhere/x cannot be read|is missing"):
         ShardReader(open_objects("s3://nowhere/x"), "train/image", SPEC).chunk(0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_MAX_RETRIES", "0")
-    with pytest.raises(VolumeError, match=r"cannot be read .* check bucket, endpoint and credentials"):
+    with pytest.raises(VolumeError, match=r"cannot be read: .* check endpoint and network"):
         ShardReader(open_objects(s3), "train/image", SPEC).chunk(0)

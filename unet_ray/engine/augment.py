@@ -16,7 +16,7 @@ from unet_ray.engine.augment_worker import AugmentWorker
 from unet_ray.engine.blocks import Outcome, run_blocks, run_length
 from unet_ray.engine.cluster import cluster, pool_size
 from unet_ray.engine.past_runs import RunRecord
-from unet_ray.errors import LabelError, TargetError
+from unet_ray.errors import LabelError, TargetError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.report.pictures import contact_sheet_png
 from unet_ray.report.progress import Progress
@@ -132,6 +132,7 @@ def _make(
 
     Raises:
         TargetError: the disk is full or the store lost: nothing else could be written either.
+        VolumeError: the store of the images is lost.
     """
     started: list[float] = []
     skipped, todo = plan.cache.patches - expected.patches, done.num_blocks - len(done)
@@ -146,6 +147,9 @@ def _make(
                 progress.advance(plan.cache.patches_in(int(row["block"])))
             else:
                 _stop_if_unwritable(cache, expected.bytes_per_patch * plan.cache.patches_per_shard)
+                if row["away"]:
+                    # Of the images, then: a section that cannot be read ends the job anyway.
+                    raise VolumeError(row["error"])
 
         record.workers = count = pool_size(workers, cpus_each=1)
         outcome = run_blocks(

@@ -23,6 +23,7 @@ from unet_ray.engine.block_metrics import BlockMetrics
 from unet_ray.engine.process_memory import peak_rss_bytes
 from unet_ray.engine.same_code import own_code, require_code, strangers
 from unet_ray.geometry.block_set import BlockSet
+from unet_ray.storage.store_client import is_away
 
 TRIES = 3
 # What an actor does, partly at the same time, and what its computing waits for.
@@ -131,21 +132,33 @@ def work_through(worker: BlockWorker, blocks: Iterable[int]) -> Iterator[dict[st
     """Do blocks in order, reading one ahead and writing one behind.
 
     A block that raises is tried again by itself, `TRIES` times in all, and then
-    reported with its error; the others go on.
+    reported with its error; the others go on. Where a store does not answer any more,
+    which takes minutes to find out, the block and those after it are reported at once.
 
     Yields:
-        One row per block: block, ok, error, units, counts (JSON), started, ended, seconds by `STAGES`, rss, pid.
+        One row per block: block, ok, error, away, units, counts (JSON), started, ended, seconds by `STAGES`, rss, pid.
     """
     numbers = list(blocks)
-    # Blocks of a run are done in order: without the first one's record nobody was here before.
-    if numbers and worker.is_done(numbers[0]):
-        for block in [n for n in numbers if worker.is_done(n)]:
-            numbers.remove(block)
-            yield _row(block, units=0)
+    lost: Exception | None = None
+    try:
+        # Blocks of a run are done in order: without the first one's record nobody was here before.
+        before = [n for n in numbers if worker.is_done(n)] if numbers and worker.is_done(numbers[0]) else []
+    except Exception as error:
+        if not is_away(error):
+            raise
+        before, lost = [], error
+    for block in before:
+        numbers.remove(block)
+        yield _row(block, units=0)
     with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
         ahead: Future[Any] | None = None
         behind: tuple[int, float, dict[str, float], Future[tuple[int, float, float]]] | None = None
         for place, block in enumerate(numbers):
+            if behind is not None and is_away(_failure(behind[-1])):
+                lost = _failure(behind[-1])
+            if lost is not None:
+                yield _failed(block, time.time(), lost)
+                continue
             started, spent = time.time(), dict[str, float]()
             reading = ahead or reader.submit(_timed, worker.read, block)
             following = numbers[place + 1 : place + 2]
@@ -154,7 +167,8 @@ def work_through(worker: BlockWorker, blocks: Iterable[int]) -> Iterator[dict[st
                 ahead = reader.submit(_timed, worker.read, following[0]) if following else None
                 result, spent["compute"] = _timed(worker.compute, block, data)
             except Exception as error:
-                if ahead is reading or ahead is None:
+                lost = error if is_away(error) else None
+                if lost is None and (ahead is reading or ahead is None):
                     ahead = reader.submit(_timed, worker.read, following[0]) if following else None
                 if behind is not None:
                     yield _finish(worker, *behind)
@@ -179,8 +193,10 @@ def _finish(
 
 
 def _alone(worker: BlockWorker, block: int, started: float, error: Exception) -> dict[str, Any]:
-    """Try a failed block again, one stage after the other."""
+    """Try a failed block again, one stage after the other; not where a store does not answer, which was asked often."""
     for _ in range(TRIES - 1):
+        if is_away(error):
+            break
         try:
             spent: dict[str, float] = {}
             data, spent["read"] = _timed(worker.read, block)
@@ -190,7 +206,17 @@ def _alone(worker: BlockWorker, block: int, started: float, error: Exception) ->
             error = again
         else:
             return _row(block, units=units, started=started, spent=spent, counts=_counts(worker, block))
-    return _row(block, units=0, started=started, error=_describe(error))
+    return _failed(block, started, error)
+
+
+def _failed(block: int, started: float, error: Exception) -> dict[str, Any]:
+    return _row(block, units=0, started=started, error=_describe(error), away=is_away(error))
+
+
+def _failure(written: Future[Any]) -> Exception | None:
+    """What a write ended with, if it has ended."""
+    error = written.exception() if written.done() else None
+    return error if isinstance(error, Exception) else None
 
 
 def _counts(worker: BlockWorker, block: int) -> str:
@@ -220,6 +246,7 @@ def _row(
     units: int,
     started: float = 0.0,
     error: str = "",
+    away: bool = False,
     spent: Mapping[str, float] | None = None,
     counts: str = NO_COUNTS,
 ) -> dict[str, Any]:
@@ -228,6 +255,7 @@ def _row(
         "block": block,
         "ok": not error,
         "error": error,
+        "away": away,
         "units": units,
         "counts": counts,
         "started": started or ended,

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import ray
 
@@ -37,7 +38,7 @@ def anything_missing(output: Segmentation, layout: SegmentationLayout) -> bool:
 def make_masks(output: Segmentation, layout: SegmentationLayout, threshold: float) -> dict[int, Outcome]:
     """Make the masks, or label images of classes, that are missing; by level."""
     return {
-        level: _on_cpus(partial(MaskWorker, output, layout, threshold, level), layout.grid(level), missing)
+        level: _on_cpus(output, partial(MaskWorker, output, layout, threshold, level), layout.grid(level), missing)
         for level, missing in _missing_masks(output, layout)
     }
 
@@ -47,12 +48,22 @@ def build_pyramid(output: Segmentation, layout: SegmentationLayout, threshold: f
     found: dict[int, Outcome] = {}
     for level in layout.levels[1:]:
         if ready := output.ready(layout, level):
-            found[level] = _on_cpus(partial(PyramidWorker, output, layout, threshold, level), layout.grid(level), ready)
+            make_worker = partial(PyramidWorker, output, layout, threshold, level)
+            found[level] = _on_cpus(output, make_worker, layout.grid(level), ready)
     return found
 
 
-def _on_cpus(make_worker: Callable[[], BlockWorker], grid: BlockGrid, todo: list[int]) -> Outcome:
-    """Do some blocks of a grid on all CPUs."""
+def _on_cpus(output: Segmentation, make_worker: Callable[[], BlockWorker], grid: BlockGrid, todo: list[int]) -> Outcome:
+    """Do some blocks of a grid on all CPUs.
+
+    Raises:
+        TargetError: the output's store does not answer any more.
+    """
+
+    def on_row(row: dict[str, Any]) -> None:
+        if row["away"]:
+            output.objects.require_writable()
+
     if len(todo) <= FEW:
         with contextlib.suppress(ray.exceptions.WorkerCrashedError):
             return run_few(make_worker, todo)
@@ -60,4 +71,6 @@ def _on_cpus(make_worker: Callable[[], BlockWorker], grid: BlockGrid, todo: list
     settled = BlockSet(grid.num_blocks, (block for block in range(grid.num_blocks) if block not in wanted))
     workers = pool_size(None, cpus_each=1)
     length = run_length(len(todo), workers)
-    return run_blocks(make_worker, settled, workers=None, cpus_each=1, run_length=length, stage="pyramid")
+    return run_blocks(
+        make_worker, settled, workers=None, cpus_each=1, run_length=length, stage="pyramid", on_row=on_row
+    )

@@ -161,7 +161,7 @@ def segment(config: SegmentConfig) -> Summary:
                 # Outputs of earlier versions do not tell.
                 memory = memory_to_ask_for(stored.get("worker_rss_bytes", 0), threads, gpus)
                 record.workers = workers = pool_size(config.workers, threads, gpus, memory)
-                outcome, first = _segment_blocks(job, stored, chosen, done, record, config.workers, memory)
+                outcome, first = _segment_blocks(job, stored, chosen, done, record, memory, config)
                 startup = first - began
             masks = make_masks(output, layout, config.threshold)
             above = build_pyramid(output, layout, config.threshold)
@@ -293,10 +293,14 @@ def _segment_blocks(
     chosen: BlockSet,
     done: BlockSet,
     record: RunRecord,
-    most_workers: int | None,
     memory_each: int,
+    config: SegmentConfig,
 ) -> tuple[Outcome, float]:
-    """Predict the chosen blocks that are not done, on as many workers as there are now; later on more, if may be."""
+    """Predict the chosen blocks that are not done, on as many workers as there are now; later on more, if may be.
+
+    Raises:
+        InputError: the store of the output, or of the volume, does not answer any more.
+    """
     blocks = job.layout.blocks
     todo = [block for block in chosen if block not in done]
     # Blocks that nobody chose count as settled here, so that only the others are missing.
@@ -310,12 +314,16 @@ def _segment_blocks(
         def on_row(row: dict[str, Any]) -> None:
             started.append(float(row["started"]))
             record.take(row)
+            if row["away"]:
+                # A worker has waited for minutes; where this machine gets no answer either, no other block would.
+                job.output.objects.require_writable()
+                open_volume(config.volume)
             progress.advance(row["units"] / 1e6)
 
         outcome = run_blocks(
             partial(SegmentWorker.in_actor, reference, stored["made_with"]["precision"]),
             settled,
-            workers=most_workers,
+            workers=config.workers,
             cpus_each=job.threads,
             gpus_each=1 if job.use_gpu else 0,
             memory_each=memory_each,

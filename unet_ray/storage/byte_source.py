@@ -3,10 +3,13 @@
 import io
 import os
 import threading
-from typing import Any, BinaryIO, Protocol, cast
+from collections.abc import Callable
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 from unet_ray.errors import VolumeError
-from unet_ray.storage.failure import reason
+from unet_ray.storage import store_client
+
+Answer = TypeVar("Answer")
 
 READ_AHEAD = 64 << 10
 
@@ -77,21 +80,25 @@ class ObjectFile:
     def _object(self) -> tuple[Any, str, dict[str, Any]]:
         if self._opened is None:
             import obstore
-            from obstore.exceptions import BaseError
-            from obstore.store import from_url
 
             folder, _, name = self.url.rpartition("/")
-            try:
-                # A loopback or private endpoint speaks plain HTTP, which obstore refuses unless told.
-                plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
-                options: dict[str, Any] = {"client_options": {"allow_http": True}} if plain else {}
-                store = from_url(folder, **options)
-                self._opened = store, name, dict(obstore.head(store, name))
-            except (BaseError, ValueError, OSError) as error:
-                raise VolumeError(
-                    f"cannot open {self.url}: {reason(error)}; check the address and the credentials"
-                ) from error
+
+            def opened() -> tuple[Any, str, dict[str, Any]]:
+                store = store_client.open_store(folder)
+                return store, name, dict(obstore.head(store, name))
+
+            self._opened = self._ask("opened", opened)
         return self._opened
+
+    def _ask(self, done: str, request: Callable[[], Answer]) -> Answer:
+        from obstore.exceptions import BaseError
+
+        try:
+            return store_client.ask(self.url, request)
+        except FileNotFoundError as error:
+            raise VolumeError(f"cannot find {self.url}; check bucket and key") from error
+        except (BaseError, ValueError, OSError) as error:
+            raise VolumeError(store_client.refusal(f"{self.url} cannot be {done}", error)) from error
 
     @property
     def size(self) -> int:
@@ -107,7 +114,9 @@ class ObjectFile:
 
         store, name, meta = self._object()
         length = min(length, int(meta["size"]) - offset)
-        return bytes(obstore.get_range(store, name, start=offset, length=length)) if length > 0 else b""
+        if length <= 0:
+            return b""
+        return self._ask("read", lambda: bytes(obstore.get_range(store, name, start=offset, length=length)))
 
 
 def open_bytes(where: str) -> ByteSource:

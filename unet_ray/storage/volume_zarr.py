@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from unet_ray.errors import VolumeError
 from unet_ray.geometry.box import Box
+from unet_ray.storage import store_client
 from unet_ray.storage.failure import reason
 from unet_ray.storage.objects import open_objects
 from unet_ray.storage.ome_metadata import Level, find_level
@@ -121,13 +122,15 @@ class ZarrVolume(Volume):
     def _read_inside(self, box: Box) -> NDArray[Any]:
         spatial = box.slices[1:] if self._flat else box.slices
         try:
-            block = self._opened()[self._leading + spatial]
+            block = store_client.ask(self.where, lambda: self._opened()[self._leading + spatial])
         # zarr hands on whatever its codecs and stores raise.
         except Exception as error:
             last = box.stop[0] - 1
+            if store_client.is_away(error):
+                raise VolumeError(store_client.refusal(f"{self.path} cannot be read", error)) from error
             raise VolumeError(
                 f"sections {box.start[0]} to {last} of {self.path} cannot be read ({reason(error)}); "
-                "a chunk is damaged or the store is gone: mend or copy it again"
+                "a chunk is damaged: mend or copy it again"
             ) from error
         return np.asarray(block, self.dtype).reshape(box.shape)
 
@@ -143,13 +146,15 @@ class ZarrVolume(Volume):
 
 def _open_node(path: str, where: str) -> "zarr.Array[Any] | zarr.Group":
     try:
-        return zarr.open(open_objects(where).zarr_store(), mode="r")
+        return store_client.ask(where, lambda: zarr.open(open_objects(where).zarr_store(), mode="r"))
     except FileNotFoundError as error:
         raise VolumeError(f"cannot find a zarr array or group at {path}; check the path") from error
     # Metadata that is no JSON, of an unknown version or codec, a store that does not answer.
     except Exception as error:
+        if store_client.is_away(error):
+            raise VolumeError(store_client.refusal(f"{path} cannot be read", error)) from error
         raise VolumeError(
-            f"cannot open the zarr {path} ({reason(error)}); check its metadata and the address"
+            f"cannot open the zarr {path} ({store_client.why(error)}); check its metadata and the address"
         ) from error
 
 
