@@ -2,6 +2,7 @@
 
 import io
 import math
+import pickle
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,9 +17,11 @@ from torch.optim import Optimizer
 
 from unet_ray.config.train import BestBy
 from unet_ray.engine.validation import Validated
+from unet_ray.errors import ModelFileError
 from unet_ray.network.ema import WeightAverage
 from unet_ray.network.schedule import Schedule
 from unet_ray.network.unet import UNet
+from unet_ray.storage.failure import reason
 
 STATE = "state.pt"
 HIGHER_IS_BETTER = frozenset({"dice", "v_rand", "v_info"})
@@ -82,12 +85,22 @@ class TrainState:
     at: Progressed
 
     def resume(self, device: torch.device) -> None:
-        """Take over the newest registered checkpoint, if there is one."""
+        """Take over the newest registered checkpoint, if there is one.
+
+        Raises:
+            ModelFileError: it holds more than tensors and plain values, which is never loaded.
+        """
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return
         with checkpoint.as_directory() as folder:
-            state = torch.load(Path(folder) / STATE, map_location=device, weights_only=True)
+            try:
+                state = torch.load(Path(folder) / STATE, map_location=device, weights_only=True)
+            except pickle.UnpicklingError as error:
+                raise ModelFileError(
+                    f"checkpoint {checkpoint.path} is damaged or not one of ours ({reason(error)}); remove its "
+                    "folder to go on from the one before, or choose a new --run"
+                ) from error
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -303,7 +303,7 @@ class PatchCache(OwnedGroup):
     def _array(self, split: str, name: str) -> Any:
         key = f"{split}/{name}"
         if key not in self._arrays:
-            self._arrays[key] = zarr.open_array(self.objects.zarr_store(), path=key, mode="r")
+            self._arrays[key] = zarr.open_array(self.objects.zarr_store(), path=key, mode="r", zarr_format=3)
         return self._arrays[key]
 
     def require_complete(self) -> None:

@@ -4,7 +4,8 @@ import difflib
 import hashlib
 import json
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import zarr
@@ -19,6 +20,8 @@ from unet_ray.storage.ome_metadata import Level, find_level
 from unet_ray.storage.volume import Volume
 
 _NAMES_SHOWN = 8
+
+Node = TypeVar("Node")
 
 
 def open_zarr(path: str, where: str, array: str | None, channel: int | None = None) -> Volume:
@@ -35,6 +38,7 @@ def open_zarr(path: str, where: str, array: str | None, channel: int | None = No
             that are not sections of one channel and time.
     """
     node = _open_node(path, where)
+    _refuse_programs(path, node)
     level: Level | None = None
     if isinstance(node, zarr.Group):
         level = find_level(path, dict(node.attrs), array)
@@ -47,12 +51,14 @@ def open_zarr(path: str, where: str, array: str | None, channel: int | None = No
                 f"{path} is a zarr group without multiscales, so it does not tell which array is meant; "
                 f"name one: {_names(node)}"
             )
-        array_node = node.get(key.strip("/"))
+        group = node
+        array_node = _opening(f"{path.rstrip('/')}/{key}", where, lambda: group.get(key.strip("/")))
         if not isinstance(array_node, zarr.Array):
             raise VolumeError(f"{path} has no array {key}; {_suggest(node, key)}")
         where = f"{where.rstrip('/')}/{key.strip('/')}"
         path = f"{path.rstrip('/')}/{key.strip('/')}"
         node = array_node
+        _refuse_programs(path, node)
     elif array is not None:
         raise VolumeError(f"array {array} is asked for, but {path} is itself an array; leave the array out")
     return ZarrVolume(path, where, node, level, channel)
@@ -94,6 +100,7 @@ class ZarrVolume(Volume):
         self.dtype = array.dtype.newbyteorder("=")
         self.voxel_size_nm = None if level is None else level.voxel_size_nm
         self.pixel_size_nm = None if level is None else level.pixel_size_nm
+        self._format = array.metadata.zarr_format
         self._array: zarr.Array[Any] | None = array
         self._lock = threading.Lock()
 
@@ -137,25 +144,44 @@ class ZarrVolume(Volume):
     def _opened(self) -> "zarr.Array[Any]":
         with self._lock:
             if self._array is None:
-                node = _open_node(self.path, self.where)
+                node = _open_node(self.path, self.where, self._format)
                 if not isinstance(node, zarr.Array):
                     raise VolumeError(f"{self.path} is not an array any more; run again")
                 self._array = node
             return self._array
 
 
-def _open_node(path: str, where: str) -> "zarr.Array[Any] | zarr.Group":
+def _open_node(path: str, where: str, version: Literal[2, 3] | None = None) -> "zarr.Array[Any] | zarr.Group":
+    """What is there; where its version of zarr is known, the other's names are not asked for."""
+    return _opening(path, where, lambda: zarr.open(open_objects(where).zarr_store(), mode="r", zarr_format=version))
+
+
+def _opening(path: str, where: str, request: Callable[[], Node]) -> Node:
     try:
-        return store_client.ask(where, lambda: zarr.open(open_objects(where).zarr_store(), mode="r"))
+        return store_client.ask(where, request)
     except FileNotFoundError as error:
         raise VolumeError(f"cannot find a zarr array or group at {path}; check the path") from error
     # Metadata that is no JSON, of an unknown version or codec, a store that does not answer.
     except Exception as error:
         if store_client.is_away(error):
             raise VolumeError(store_client.refusal(f"{path} cannot be read", error)) from error
+        if "pickle" in str(error):
+            raise _holds_programs(path) from error
         raise VolumeError(
             f"cannot open the zarr {path} ({store_client.why(error)}); check its metadata and the address"
         ) from error
+
+
+def _refuse_programs(path: str, node: "zarr.Array[Any] | zarr.Group") -> None:
+    """Refuse a codec that runs what its maker has put into the chunks; zarr knows one, and no dtype of ours has it."""
+    if isinstance(node, zarr.Array) and "pickle" in json.dumps(node.metadata.to_dict(), default=str):
+        raise _holds_programs(path)
+
+
+def _holds_programs(path: str) -> VolumeError:
+    return VolumeError(
+        f"{path} is stored with pickle, which runs whatever program is in it; have it stored with another codec"
+    )
 
 
 def _arrays(group: zarr.Group) -> list[str]:
