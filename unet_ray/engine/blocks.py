@@ -139,14 +139,14 @@ def work_through(worker: BlockWorker, blocks: Iterable[int]) -> Iterator[dict[st
         One row per block: block, ok, error, away, units, counts (JSON), started, ended, seconds by `STAGES`, rss, pid.
     """
     numbers = list(blocks)
-    lost: Exception | None = None
+    lost = ""  # what a store that stays away ended a block with
     try:
         # Blocks of a run are done in order: without the first one's record nobody was here before.
         before = [n for n in numbers if worker.is_done(n)] if numbers and worker.is_done(numbers[0]) else []
     except Exception as error:
         if not is_away(error):
             raise
-        before, lost = [], error
+        before, lost = [], _describe(error)
     for block in before:
         numbers.remove(block)
         yield _row(block, units=0)
@@ -154,10 +154,8 @@ def work_through(worker: BlockWorker, blocks: Iterable[int]) -> Iterator[dict[st
         ahead: Future[Any] | None = None
         behind: tuple[int, float, dict[str, float], Future[tuple[int, float, float]]] | None = None
         for place, block in enumerate(numbers):
-            if behind is not None and is_away(_failure(behind[-1])):
-                lost = _failure(behind[-1])
-            if lost is not None:
-                yield _failed(block, time.time(), lost)
+            if lost:
+                yield _row(block, units=0, error=lost, away=True)
                 continue
             started, spent = time.time(), dict[str, float]()
             reading = ahead or reader.submit(_timed, worker.read, block)
@@ -167,16 +165,22 @@ def work_through(worker: BlockWorker, blocks: Iterable[int]) -> Iterator[dict[st
                 ahead = reader.submit(_timed, worker.read, following[0]) if following else None
                 result, spent["compute"] = _timed(worker.compute, block, data)
             except Exception as error:
-                lost = error if is_away(error) else None
-                if lost is None and (ahead is reading or ahead is None):
+                if not is_away(error) and (ahead is reading or ahead is None):
                     ahead = reader.submit(_timed, worker.read, following[0]) if following else None
                 if behind is not None:
                     yield _finish(worker, *behind)
                     behind = None
-                yield _alone(worker, block, started, error)
+                row = _alone(worker, block, started, error)
+                lost = row["error"] if row["away"] else ""
+                yield row
                 continue
             if behind is not None:
-                yield _finish(worker, *behind)
+                row = _finish(worker, *behind)
+                behind, lost = None, row["error"] if row["away"] else ""
+                yield row
+                if lost:
+                    yield _row(block, units=0, error=lost, away=True)
+                    continue
             behind = block, started, spent, writer.submit(_encode_and_write, worker, block, result)
         if behind is not None:
             yield _finish(worker, *behind)
@@ -206,17 +210,7 @@ def _alone(worker: BlockWorker, block: int, started: float, error: Exception) ->
             error = again
         else:
             return _row(block, units=units, started=started, spent=spent, counts=_counts(worker, block))
-    return _failed(block, started, error)
-
-
-def _failed(block: int, started: float, error: Exception) -> dict[str, Any]:
     return _row(block, units=0, started=started, error=_describe(error), away=is_away(error))
-
-
-def _failure(written: Future[Any]) -> Exception | None:
-    """What a write ended with, if it has ended."""
-    error = written.exception() if written.done() else None
-    return error if isinstance(error, Exception) else None
 
 
 def _counts(worker: BlockWorker, block: int) -> str:

@@ -100,7 +100,7 @@ class Objects(ABC):
 
     @abstractmethod
     def zarr_store(self) -> Any:
-        """A zarr store of the same root, for reading."""
+        """A zarr store of the same root, for reading what does not change: it may remember what it has read."""
 
     def free_bytes(self) -> int | None:
         """Bytes that can still be put, or None where nobody tells: an object store has no end."""
@@ -402,6 +402,6 @@ class RemoteObjects(Objects):
         self.delete(key)
 
     def zarr_store(self) -> Any:
-        from zarr.storage import ObjectStore
+        from unet_ray.storage.remembering_store import RememberingStore
 
-        return ObjectStore(self._objects, read_only=True)
+        return RememberingStore(self._objects)

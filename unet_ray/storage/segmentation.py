@@ -168,7 +168,7 @@ class Segmentation(OwnedGroup):
                 f"another job has just started output {self.path}; run the same command again to continue it, or "
                 "choose a new path"
             )
-        self.create(layout, attributes)
+        self._create_below(layout)
 
     def _root(self, layout: SegmentationLayout, attributes: Mapping[str, Any]) -> dict[str, Any]:
         scales = [layout.scale(level) for level in layout.levels]
@@ -178,9 +178,12 @@ class Segmentation(OwnedGroup):
 
     def create(self, layout: SegmentationLayout, attributes: Mapping[str, Any]) -> None:
         """Put all metadata; shards stay as they are. The root goes first and claims the place."""
+        put_group(self.objects, "", self._root(layout, attributes))
+        self._create_below(layout)
+
+    def _create_below(self, layout: SegmentationLayout) -> None:
         scales = [layout.scale(level) for level in layout.levels]
         name = layout.label.removeprefix(f"{LABELS}/")
-        put_group(self.objects, "", self._root(layout, attributes))
         put_group(self.objects, LABELS, {"ome": {"version": VERSION, "labels": [name]}})
         label = ome_image(name, scales, layout.voxel_size_nm) | {
             "image-label": {
