@@ -68,6 +68,29 @@ def test_threads_are_what_all_workers_find_room_for(
     assert threads_each(workers, gpus_each) == threads
 
 
+@pytest.mark.parametrize(
+    ("given", "threads"),
+    [
+        ([(16, 0, 20)], 1),  # GB
+        ([(16, 0, 19)], 2),
+        ([(16, 0, 5)], 4),
+        ([(4, 0, 20), (16, 0, 10)], 2),
+        ([(0, 0, 1), (2, 0, 3)], 1),  # the head has no CPU for work
+        ([(3, 0, 2)], 3),
+        ([(16, 0, 1)], 1),  # not even one: `memory_to_ask_for` says so
+        ([(16, 0)], 1),  # nobody knows
+    ],
+)
+def test_a_worker_has_the_fewest_threads_with_which_memory_leaves_no_cpu_idle(
+    monkeypatch: pytest.MonkeyPatch, given: list[tuple[int, ...]], threads: int
+) -> None:
+    from unet_ray.engine.cluster import fewest_threads
+
+    gb = 10**9
+    nodes(monkeypatch, *((node[0], node[1], *(size * gb for size in node[2:])) for node in given))
+    assert fewest_threads(1_250_000_000, most=4) == threads
+
+
 def test_our_cluster_grows_from_nothing() -> None:
     from unet_ray.engine.machines import Machine, larger
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from unet_ray.config.network import network_config
+from unet_ray.config.network import layers, network_config
+from unet_ray.geometry.receptive_field import margin_px
 from unet_ray.network.loss import Loss
 from unet_ray.network.predict import hardware_precision
-from unet_ray.network.summary import summarise
+from unet_ray.network.summary import predicting_bytes, summarise
 from unet_ray.network.unet import UNet
 
 # A training step twice (the optimiser's state exists from the first on) after one of a tiny network, whose memory
@@ -67,6 +68,34 @@ def test_memory_is_within_a_factor_of_the_measured_peak(preset, base, patches, s
     peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert peak > 1.5e8  # most of it is the network's
     assert 1 / 1.4 < found.memory.total / peak < 1.4
+
+
+PREDICT = """
+import sys
+import numpy as np, ray.data
+from unet_ray.config.network import network_config
+from unet_ray.engine.process_memory import keep_freed_memory, peak_rss_bytes
+from unet_ray.network.predict import Predictor
+from unet_ray.network.unet import new_network
+
+preset, window = sys.argv[1], int(sys.argv[2])
+config = network_config(preset)
+keep_freed_memory()
+predictor = Predictor(config, new_network(config, 0).state_dict())
+for _ in range(2):
+    predictor(np.zeros((1, 1, window, window), np.uint8))
+print(peak_rss_bytes())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("preset", "side"), [("default", 736), ("paper", 388)])
+def test_a_predicting_process_takes_what_is_estimated(preset, side):
+    config = network_config(preset)
+    window = side + 2 * margin_px(layers(config))
+    command = [sys.executable, "-c", PREDICT, preset, str(window)]
+    peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert 1 / 1.25 < predicting_bytes(config, side) / peak < 1.25
 
 
 @pytest.mark.parametrize(("preset", "side"), [("paper", 388), ("keras", 512), ("default", 256)])

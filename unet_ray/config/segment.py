@@ -52,7 +52,7 @@ class SegmentConfig(SegmentSettings):
     workers: Annotated[int, Field(ge=1)] | None = None
     """Actors that hold the model; None: as many as fit."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPUs of each actor; None: up to 4, resolved once and stored in the output."""
+    """CPUs of each actor; None: 1, more where memory does not hold an actor per CPU, where --workers are fewer than CPUs, or beside a GPU, up to 4; resolved once and stored in the output."""
     use_gpu: bool = False
     """One GPU per actor."""
     tiles_at_once: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"

@@ -170,6 +170,21 @@ def memory_to_ask_for(needed: int, cpus_each: int, gpus_each: float = 0) -> int:
     return max(most)
 
 
+def fewest_threads(memory_each: int, most: int) -> int:
+    """CPUs per worker with which memory lets workers take the most CPUs of all nodes; the fewest of those.
+
+    Args:
+        memory_each: bytes of a worker, about.
+        most: CPUs per worker at most.
+    """
+    nodes = machines()
+
+    def taken(each: int) -> int:
+        return each * sum(node.fits(each, 0, memory_each) for node in nodes)
+
+    return max(range(1, most + 1), key=lambda each: (taken(each), -each))
+
+
 def threads_each(workers: int, gpus_each: float = 0) -> int:
     """The most CPUs per worker with which so many fit on the cluster's nodes at once; 1 where that is too few."""
     nodes = machines()

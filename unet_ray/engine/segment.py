@@ -10,19 +10,20 @@ from typing import Any
 import ray
 
 from unet_ray.command import Summary
+from unet_ray.config.network import layers
 from unet_ray.config.sections import parse_roi, parse_sections
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.blocks import Outcome, run_blocks, run_length
 from unet_ray.engine.bottleneck import bottleneck
 from unet_ray.engine.calibration import Calibration
-from unet_ray.engine.cluster import cluster, memory_to_ask_for, pool_size, threads_each
+from unet_ray.engine.cluster import cluster, fewest_threads, memory_to_ask_for, pool_size, threads_each
 from unet_ray.engine.model_fit import check_classes, check_fit, grey_levels, voxel_size
 from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.past_runs import RunRecord
 from unet_ray.engine.pyramid import anything_missing, build_pyramid, make_masks
 from unet_ray.engine.segment_export import export_tiff
 from unet_ray.engine.segment_forecast import forecast
-from unet_ray.engine.segment_plan import layout_for, resolve_tile_px
+from unet_ray.engine.segment_plan import layout_for, resolve_tile_px, tile_sides
 from unet_ray.engine.segment_worker import (
     Job,
     SegmentWorker,
@@ -34,7 +35,9 @@ from unet_ray.engine.segment_worker import (
 from unet_ray.errors import ConfigError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import Box, triple
+from unet_ray.geometry.receptive_field import legal_output_sides, pooling_factor
 from unet_ray.network.model_file import decode
+from unet_ray.network.summary import predicting_bytes
 from unet_ray.report.progress import Progress
 from unet_ray.storage.fingerprint import digest
 from unet_ray.storage.mask_volume import open_mask
@@ -126,7 +129,7 @@ def segment(config: SegmentConfig) -> Summary:
     if todo or stored is None or anything_missing(output, layout):
         with cluster(), record:
             gpus = 1 if config.use_gpu else 0
-            threads = _threads(config, stored)
+            threads = _threads(config, stored, job)
             workers = pool_size(config.workers, cpus_each=threads, gpus_each=gpus)
             job = replace(job, threads=threads)
             if stored is None:
@@ -231,7 +234,7 @@ def _dry_run(
     if not todo:
         return summary | {"note": "all blocks are done; nothing is left to forecast"}
     with cluster():
-        job = replace(job, threads=_threads(config, stored))
+        job = replace(job, threads=_threads(config, stored, job))
         workers = pool_size(config.workers, cpus_each=job.threads, gpus_each=1 if job.use_gpu else 0)
         if stored is None:
             job, _ = _calibrated(job, config)
@@ -267,13 +270,24 @@ def _chosen(layout: SegmentationLayout, sections: tuple[int, ...], region: Box) 
     return chosen
 
 
-def _threads(config: SegmentConfig, stored: dict[str, Any] | None) -> int:
-    """Threads of an actor: what the output was begun with, else what was asked for, else up to 4."""
+def _threads(config: SegmentConfig, stored: dict[str, Any] | None, job: Job) -> int:
+    """CPUs of an actor: what the output was begun with, else what was asked for, else what is fastest.
+
+    On CPUs that is one, and an actor for each of them as far as memory allows: several threads of a network wait for
+    each other at each layer, so that whatever else runs on one CPU is lost on all.
+    """
     if stored is not None:
         return int(stored["threads"])
     if config.threads is not None:
         return config.threads
-    return min(MOST_THREADS, threads_each(config.workers or 1, gpus_each=1 if config.use_gpu else 0))
+    shared = min(MOST_THREADS, threads_each(config.workers or 1, gpus_each=1 if config.use_gpu else 0))
+    if config.use_gpu or config.workers is not None:
+        return shared
+    network, _, _ = decode(job.model)
+    factor = pooling_factor(layers(network))
+    side = tile_sides(job.volume.shape, factor)[-1] if config.tile_px == "auto" else job.layout.blocks.tiles.tile[2]
+    inner = next(legal_output_sides(layers(network), at_least=side + 2 * job.crop))
+    return fewest_threads(predicting_bytes(network, inner), shared)
 
 
 def _calibrated(job: Job, config: SegmentConfig) -> tuple[Job, Calibration]:

@@ -6,7 +6,6 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,11 +192,11 @@ def open_volume(path: str, *, array: str | None = None) -> Volume:
     return volume
 
 
-def _levels(section: NDArray[Any]) -> tuple[NDArray[Any], Callable[[NDArray[Any]], NDArray[np.intp]]]:
+def _levels(section: NDArray[Any]) -> tuple[NDArray[Any], Callable[[NDArray[Any]], NDArray[Any]]]:
     """Values of a section, ascending, and what tells the place of each among them."""
     if section.dtype.kind != "u" or section.dtype.itemsize > 2:
         levels = np.unique(section)
-        return levels, partial(np.searchsorted, levels)
+        return levels, lambda values: np.searchsorted(levels, values)
     # By a table: a tenth of the time.
     there = np.zeros(np.iinfo(section.dtype).max + 1, np.intp)
     there[section] = 1
