@@ -111,12 +111,12 @@ def s3_proxy(s3: str, s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store client that gives up a request after half a second, and a store after four."""
+    """A store client that gives up a store after eight seconds, and makes no long pauses."""
     from unet_ray.storage import store_client
 
-    monkeypatch.setattr(store_client, "REQUEST_SECONDS", 0.5)
-    monkeypatch.setattr(store_client, "PATIENCE_SECONDS", 4.0)
-    monkeypatch.setattr(store_client, "FIRST_PATIENCE_SECONDS", 4.0)
+    monkeypatch.setattr(store_client, "REQUEST_SECONDS", 5.0)
+    monkeypatch.setattr(store_client, "PATIENCE_SECONDS", 8.0)
+    monkeypatch.setattr(store_client, "FIRST_PATIENCE_SECONDS", 8.0)
     monkeypatch.setattr(store_client, "FIRST_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(store_client, "_reached", set())
 

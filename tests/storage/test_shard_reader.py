@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unet_ray.errors import VolumeError
-from unet_ray.storage import shard_reader
+from unet_ray.storage import shard_reader, store_client
 from unet_ray.storage.objects import open_objects
 from unet_ray.storage.shard_reader import ShardReader
 from unet_ray.storage.shards import ArraySpec, ShardCodec, put_array, put_shard, shard_key
@@ -253,5 +253,6 @@ def test_a_store_that_does_not_answer(s3, monkeypatch):
     with pytest.raises(VolumeError, match=r"s3://nowhere/x cannot be read|is missing"):
         ShardReader(open_objects("s3://nowhere/x"), "train/image", SPEC).chunk(0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(store_client, "PATIENCE_SECONDS", 0.3)
     with pytest.raises(VolumeError, match=r"cannot be read: .* check endpoint and network"):
         ShardReader(open_objects(s3), "train/image", SPEC).chunk(0)

@@ -22,6 +22,13 @@ from unet_ray.errors import ConfigError
 
 Settings = TypeVar("Settings", bound=Config)
 
+# scheme://user:password@host, or ?...key=, ?...token= and such.
+_WITH_CREDENTIALS = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?:(?P<user>[^/?#\s]*@)"
+    r"|(?P<place>[^?#\s]*)\?\S*(?:key|secret|token|sig|signature|credential|password)[^=&\s]*=)",
+    re.IGNORECASE,
+)
+
 
 def parse(kind: type[Settings], argv: Sequence[str], program: str) -> Settings:
     """Settings of ``kind`` from command-line flags over the YAML file that ``--config`` names.
@@ -34,8 +41,9 @@ def parse(kind: type[Settings], argv: Sequence[str], program: str) -> Settings:
     """
     flags, config_path, print_config = _own_flags(argv)
     from_file = _read_yaml(config_path) if config_path is not None else {}
-    _refuse_unknown_keys(kind, from_file, config_path)
     given = [*_as_flags(from_file), *flags]
+    _refuse_credentials(given)  # first: the other refusals say what they were given
+    _refuse_unknown_keys(kind, from_file, config_path)
     _refuse_wrong_names(kind, given, program)
     settings = _tyro(kind, given, program)
     # Again over what the chosen preset or recipe sets: only what was given by name stays different from it.
@@ -80,6 +88,18 @@ def _read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ConfigError(f"--config {path} holds a {type(loaded).__name__}; it must hold keys and values")
     return loaded
+
+
+def _refuse_credentials(words: Sequence[str]) -> None:
+    """A URL goes into logs, lists of jobs and the output's metadata, where a secret must not be read."""
+    for word in words:
+        found = _WITH_CREDENTIALS.search(word)
+        if found is not None:
+            shown = f"{found['scheme']}***@..." if found["user"] else f"{found['scheme']}{found['place']}?***"
+            raise ConfigError(
+                f"the URL {shown} holds credentials; give them by the environment (AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY, a role), and the URL without"
+            )
 
 
 def _nearest(word: str, known: Sequence[str], what: str) -> str:
