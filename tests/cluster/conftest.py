@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from hosts import Hosts, hosts_with_ray
 from namespaces import why_not
+
+Labelled = dict[str, tuple[str, ...]]
 
 
 @pytest.fixture(scope="session")
@@ -46,10 +48,19 @@ def hosts(session_hosts: Hosts) -> Iterator[Hosts]:
 
 
 @pytest.fixture(scope="session")
-def labelled(session_hosts: Hosts) -> dict[str, tuple[str, ...]]:
-    """A small labelled stack where every host sees it, as flags of the augment job."""
-    made = phantom_block(Box.of_shape((6, 160, 160)), 4)
-    folder = session_hosts.folder
-    for name, values in (("images", made.image), ("labels", made.membrane * np.uint8(255))):
-        zarr.create_array(f"{folder}/{name}.zarr", data=values, chunks=(1, 160, 160))
-    return {"images": (f"{folder}/images.zarr",), "labels": (f"{folder}/labels.zarr",)}
+def labelled_at() -> Callable[[Path], Labelled]:
+    """A small labelled stack in a folder that every host sees, as flags of the augment job."""
+
+    def make(folder: Path) -> Labelled:
+        made = phantom_block(Box.of_shape((6, 160, 160)), 4)
+        for name, values in (("images", made.image), ("labels", made.membrane * np.uint8(255))):
+            zarr.create_array(f"{folder}/{name}.zarr", data=values, chunks=(1, 160, 160))
+        return {"images": (f"{folder}/images.zarr",), "labels": (f"{folder}/labels.zarr",)}
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def labelled(session_hosts: Hosts, labelled_at: Callable[[Path], Labelled]) -> Labelled:
+    """The stack of `labelled_at`, where the hosts of the session see it."""
+    return labelled_at(session_hosts.folder)
