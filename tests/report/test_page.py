@@ -156,7 +156,10 @@ def test_best_and_worst_section():
 def of_classes():
     """A report on three classes, one of which neither truth nor prediction has."""
     scores = {"pixel_mismatch": 0.1, "mean_dice": 0.8, "mean_iou": 0.7, "dice_0": 0.9, "iou_0": 0.85, "dice_1": None}
-    rows = [{"section": z, "pixel_mismatch": 0.1, "mean_dice": dice} for z, dice in ((4, 0.8), (9, 0.7))]
+    rows = [
+        {"section": 4, "pixel_mismatch": 0.1, "mean_dice": 0.8},
+        {"section": 9, "pixel_mismatch": 0.2, "mean_dice": 0.7},
+    ]
     about = {"name": "s", "warnings": [], "holdout": {"status": "unknown", "sentence": "unknown: not ours"}}
     found = {"sections": [4, 9], "predictions": [about | scores | {"interval": {}, "curves": {}, "sections": rows}]}
     colours = [(153, 153, 153), (230, 159, 0), (86, 180, 233)]
