@@ -62,12 +62,12 @@ def test_a_probe_that_cannot_read_says_so_in_one_sentence(
 def test_an_error_of_our_own_is_1_with_its_traceback(
     call_job: Job, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unet_ray.engine import segment
+    from unet_ray.engine import segment_request
 
     def broken(*arguments: Any) -> Any:
         raise RuntimeError("a mistake")
 
-    monkeypatch.setattr(segment, "decode", broken)
+    monkeypatch.setattr(segment_request, "decode", broken)
     volume = write(tmp_path / "volume.zarr", np.full((1, 8, 8), 7, np.uint8))
     ended = call_job("segment", "--volume", volume, "--model", model_file, "--output", tmp_path / "o.zarr")
     assert (ended.code, ended.out) == (1, "")

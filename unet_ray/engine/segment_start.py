@@ -1,0 +1,99 @@
+"""What is found out on the hardware before a segmentation starts: threads, tile side, precision, seam, memory."""
+
+import sys
+from dataclasses import asdict, replace
+from typing import Any
+
+from unet_ray.config.network import layers
+from unet_ray.engine.calibration import Calibration
+from unet_ray.engine.cluster import fewest_threads, pool_size, threads_each
+from unet_ray.engine.segment_plan import layout_for, tile_sides
+from unet_ray.engine.segment_request import Request
+from unet_ray.engine.segment_worker import Probed, block_seconds, calibrate_on_worker, on_worker, probe_on_worker
+from unet_ray.geometry.receptive_field import legal_output_sides, pooling_factor
+from unet_ray.network.model_file import decode
+from unet_ray.network.summary import predicting_bytes
+from unet_ray.storage.objects import absolute
+from unet_ray.storage.segmentation import UNSAID
+
+MOST_THREADS = 4
+
+
+def resolve_threads(request: Request) -> Request:
+    """The request with the CPUs of an actor: what the output was begun with, else what was asked for, else the fastest.
+
+    On CPUs that is one, and an actor for each of them as far as memory allows: several threads of a network wait for
+    each other at each layer, so that whatever else runs on one CPU is lost on all.
+
+    Raises:
+        ConfigError: an actor fits on no node.
+    """
+    config, job, stored = request.config, request.job, request.stored
+    if stored is not None:
+        threads = int(stored["threads"])
+    elif config.threads is not None:
+        threads = config.threads
+    else:
+        threads = min(MOST_THREADS, threads_each(config.workers or 1, gpus_each=request.gpus_each))
+        if not config.use_gpu and config.workers is None:
+            network, _, _ = decode(job.model)
+            sides = tile_sides(job.volume.shape, pooling_factor(layers(network)))
+            side = sides[-1] if config.tile_px == "auto" else job.layout.blocks.tiles.tile[2]
+            inner = next(legal_output_sides(layers(network), at_least=side + 2 * job.crop))
+            threads = fewest_threads(predicting_bytes(network, inner), threads)
+    pool_size(config.workers, cpus_each=threads, gpus_each=request.gpus_each)
+    return replace(request, job=replace(job, threads=threads))
+
+
+def calibrated(request: Request) -> tuple[Request, Calibration]:
+    """The request for a new output, cut into tiles as suits the hardware of a worker that will compute."""
+    config, job = request.config, request.job
+    if config.tile_px != "auto" and (config.tiles_at_once != "auto" or not job.use_gpu):
+        found = Calibration(config.tile_px, 1 if config.tiles_at_once == "auto" else config.tiles_at_once, {})
+    else:
+        found = on_worker(job, calibrate_on_worker, job, config.precision, config.tile_px, config.tiles_at_once)
+    network, _, _ = decode(job.model)
+    layout = layout_for(job.volume.shape, found.tile_px, network, job.layout.voxel_size_nm, dtype=job.layout.dtype)
+    return replace(request, job=replace(job, layout=layout, tiles_at_once=found.tiles_at_once)), found
+
+
+def probed(request: Request) -> Probed:
+    """Precision, seam certificate, speed and memory, on a worker that will compute.
+
+    Raises:
+        SeamError: tile by tile would not equal one piece.
+    """
+    found: Probed = on_worker(request.job, probe_on_worker, request.job, request.config.precision)
+    return found
+
+
+def begin(request: Request) -> Request:
+    """The request with a new output, claimed for it.
+
+    Raises:
+        InputError: nothing can be written there, or another run has begun it otherwise.
+        SeamError: tile by tile would not equal one piece.
+    """
+    request, calibration = calibrated(request)
+    found, job = probed(request), request.job
+    certificate = found.certificate
+    if certificate.note:
+        print(f"segment: {certificate.note}", file=sys.stderr)
+    said = {key: value for key, value in request.asked.items() if key not in UNSAID or value != UNSAID[key]}
+    stored: dict[str, Any] = {
+        "made_with": said | {"tile_px": calibration.tile_px, "precision": certificate.precision},
+        **({"threshold": request.config.threshold} if job.layout.classes == 1 else {}),
+        "threads": job.threads,
+        "tiles_at_once": calibration.tiles_at_once,
+        "calibration": calibration.pixels_per_second,
+        "pyramid": job.layout.factors,
+        "seam": asdict(certificate),
+        "resolved_on": found.hardware,
+        "block_seconds": block_seconds(job, found.pixels_per_second),
+        "worker_rss_bytes": found.rss_bytes,
+        # For evaluation: what the model has seen, and where to see whether that is scored.
+        "training_sections": [section.model_dump() for section in request.metadata.training_sections],
+        "sources": {"volume": absolute(request.config.volume)},
+    }
+    job.output.claim(job.layout, stored)
+    return replace(request, stored=stored)
