@@ -118,6 +118,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_client, "PATIENCE_SECONDS", 8.0)
     monkeypatch.setattr(store_client, "FIRST_PATIENCE_SECONDS", 8.0)
     monkeypatch.setattr(store_client, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(store_client, "LONGEST_PAUSE_SECONDS", 0.1)
     monkeypatch.setattr(store_client, "_reached", set())
 
 
