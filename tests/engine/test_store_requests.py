@@ -162,6 +162,7 @@ def test_blocks_are_given_up_at_once_where_the_store_stays_away(
 
     job = make_job((1, 100, 100))
     monkeypatch.setattr(store_client, "PATIENCE_SECONDS", 0.7)
+    monkeypatch.setattr(store_client, "FIRST_PATIENCE_SECONDS", 0.4)
     s3_proxy.requests.clear()
     s3_proxy.choose = lambda kind, key: "error" if kind == of else None
     rows = list(work_through(SegmentWorker(job, "float32"), range(BLOCKS)))

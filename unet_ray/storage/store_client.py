@@ -23,9 +23,9 @@ Answer = TypeVar("Answer")
 CONNECT_SECONDS = 5.0
 # Of one request, its body included: 64 MB take that long at 1.1 MB/s.
 REQUEST_SECONDS = 60.0
-# For how long a store is asked again that has answered this process before: a restart or a burst of 503 costs no block.
+# For how long a store is asked again that answered this process before: a restart or a burst of 503 costs no block.
 PATIENCE_SECONDS = 120.0
-# And one that never has: more likely the endpoint is wrong.
+# And one that never has, more likely for a wrong endpoint, or was given up since.
 FIRST_PATIENCE_SECONDS = 15.0
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 10.0
@@ -59,8 +59,8 @@ def open_store(url: str) -> Any:
         url,
         client_options={
             "allow_http": plain,
-            "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
-            "timeout": timedelta(seconds=REQUEST_SECONDS),
+            "connect_timeout": f"{round(1000 * CONNECT_SECONDS)}ms",
+            "timeout": f"{round(1000 * REQUEST_SECONDS)}ms",
         },
         retry_config={
             "max_retries": _TRIES,
@@ -91,6 +91,8 @@ def ask(url: str, request: Callable[[], Answer]) -> Answer:
                 raise
             # A request that obstore has repeated for as long comes here once.
             if time.monotonic() - began + pause > patience_seconds(url):
+                # What else this process asks it is not waited for as long again.
+                _reached.discard(urlsplit(url).scheme)
                 raise
         else:
             _reached.add(urlsplit(url).scheme)
