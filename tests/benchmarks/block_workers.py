@@ -1,5 +1,7 @@
 """A worker over blocks whose computing is nothing, but which reads and writes through the storage that jobs use."""
 
+import platform
+import time
 from pathlib import Path
 
 import numpy as np
@@ -72,3 +74,37 @@ class InvertWorker(BlockWorker):
     def write(self, block: int, encoded: Encoded) -> int:
         put_encoded(self.root, encoded)
         return self.grid.write_box(block).voxels
+
+
+class SleepingWorker(InvertWorker):
+    """A worker whose computing is a sleep, so that a machine can stand for several hosts that compute."""
+
+    def __init__(self, volume: str, output: str, grid: BlockGrid, seconds: float) -> None:
+        super().__init__(volume, output, grid)
+        self.seconds = seconds
+
+    def compute(self, block: int, data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        time.sleep(self.seconds)
+        return super().compute(block, data)
+
+    def counts(self, block: int) -> dict[str, int]:
+        return {platform.node(): 1}
+
+
+class IdleWorker(BlockWorker):
+    """Does nothing with a block, so that what remains is what Ray and the driver do."""
+
+    def is_done(self, block: int) -> bool:
+        return False
+
+    def read(self, block: int) -> None:
+        return None
+
+    def compute(self, block: int, data: None) -> None:
+        return None
+
+    def encode(self, block: int, result: None) -> None:
+        return None
+
+    def write(self, block: int, encoded: None) -> int:
+        return 1

@@ -35,7 +35,7 @@ START_DEATHS = 20
 # Rows of a run come together when it ends.
 RUN_SECONDS = 20.0
 # A Ray Data block costs a millisecond to plan: of a million blocks these take some seconds.
-MANY_RUNS = 8192
+MANY_RUNS = 4096
 # A label that Ray gives every node.
 NODE_ID = "ray.io/node-id"
 # One column of text, so that all rows have the same columns whatever a worker counts.
@@ -275,7 +275,7 @@ def run_length(blocks: int, workers: int, seconds_each: float = 0.0) -> int:
     >>> run_length(100_000, 2), run_length(250, 1), run_length(250, 1, seconds_each=10.0)
     (64, 15, 2)
     >>> run_length(1_000_000, 100)
-    123
+    245
     """
     most = max(64, -(-blocks // MANY_RUNS))
     in_time = int(RUN_SECONDS / seconds_each) if seconds_each else most
