@@ -15,6 +15,7 @@ import hypothesis
 import numpy.typing as npt
 import pytest
 import zarr
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.browser import BrowserPage, open_pages
 from tests.fault_proxy import FaultProxy, fault_proxy
@@ -22,6 +23,21 @@ from tests.fault_proxy import FaultProxy, fault_proxy
 # The clock of a busy machine must not fail a property.
 hypothesis.settings.register_profile("unet_ray", deadline=None)
 hypothesis.settings.load_profile("unet_ray")
+
+
+class _ByFile(LoadScopeScheduling):
+    """Tests of one file, which share what they set up, to one process; the test hosts exist once per machine."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "tests/cluster" if file.startswith("tests/cluster/") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
+    """Of ``pytest -n``. In the order of collection: the files with the longest tests come first."""
+    config.option.loadscopereorder = False
+    return _ByFile(config, log)
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

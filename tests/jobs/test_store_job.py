@@ -111,6 +111,9 @@ def test_the_whole_run_asks_little_beside_its_blocks(ran: Ran) -> None:
         # Claim and metadata.
         "PUT new": 1,
     }) + Counter({
+        # What the run took, beside those before it.
+        "GET": 1, "PUT": 1,
+    }) + Counter({
         "PUT": 4,
         # Blocks: runs are of one block here; sections of one chunk.
         "HEAD": BLOCKS, "GET": SHAPE[0],
