@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from unet_ray.engine.augment import augment
 from unet_ray.engine.augment_forecast import MOST, forecast, sample, size
 from unet_ray.engine.augment_plan import AugmentPlan, prepare
 from unet_ray.engine.augment_worker import AugmentWorker
-from unet_ray.errors import TargetError, VolumeError
+from unet_ray.errors import LabelError, TargetError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import Box
 from unet_ray.numerics.phantom import phantom_block
@@ -178,3 +179,21 @@ def test_free_bytes_are_those_of_the_nearest_folder(tmp_path: Path) -> None:
     assert free is not None
     assert free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
     assert not (tmp_path / "not").exists()
+
+
+class TellingItsMemory(AugmentWorker):
+    def compute(self, block: int, data: None) -> Any:
+        raise ValueError(f"{ray.get_runtime_context().get_assigned_resources()['memory']:.0f} bytes")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_ask_for_the_memory_that_the_forecast_took(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unet_ray.engine import augment as engine
+    from unet_ray.engine import augment_forecast
+
+    monkeypatch.setattr(augment_forecast, "peak_rss_bytes", lambda: 321 << 20)
+    monkeypatch.setattr(engine, "AugmentWorker", TellingItsMemory)
+    with pytest.raises(LabelError, match=f"{321 << 20} bytes"):
+        augment(AugmentConfig(**asked, cache=str(tmp_path / "c.zarr"), workers=1))

@@ -68,6 +68,21 @@ def test_threads_are_what_all_workers_find_room_for(
     assert threads_each(workers, gpus_each) == threads
 
 
+def test_workers_that_begin_together_never_wait_for_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unet_ray.engine.cluster import memory_together
+
+    gb = 10**9
+    nodes(monkeypatch, (4, 0, 5 * gb), (4, 0, 3 * gb))
+    assert memory_together(3, 2 * gb, cpus_each=1) == 2 * gb
+    assert capsys.readouterr().err == ""
+    assert memory_together(4, 2 * gb, cpus_each=1) == 0
+    assert "4 workers take about 2.00 GB of memory each, more than the nodes have for Ray" in capsys.readouterr().err
+    assert memory_together(8, 0, cpus_each=1) == 0  # on GPUs nothing is asked for
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("given", "threads"),
     [

@@ -18,6 +18,7 @@ import torch
 from unet_ray.config.train import TrainConfig
 from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, TrainingDivergedError, VolumeError
 from unet_ray.network.model_file import TrainingSection, decode, encode
+from unet_ray.network.summary import PROCESS_BYTES
 from unet_ray.network.unet import network_from_state
 from unet_ray.storage.patch_cache import CachePlan, Patch, PatchCache
 
@@ -390,3 +391,29 @@ def test_foreign_directory_is_refused(cache: str, tmp_path: Path) -> None:
         with pytest.raises(OutputMismatchError, match=r"it holds thesis\.txt"):
             train(config(cache, tmp_path, overwrite=overwrite))
     assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_ask_for_the_memory_that_a_step_takes(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unet_ray.engine import train as engine
+
+    asked: list[dict[str, float]] = []
+
+    class Asked:
+        def __init__(self, *_: Any, scaling_config: Any, **__: Any) -> None:
+            asked.append(scaling_config.resources_per_worker)
+
+        def fit(self) -> None:
+            raise ValueError("asked")
+
+    monkeypatch.setattr(engine, "TorchTrainer", Asked)
+    for batch_size, workers in ((1, 1), (64, 1), (64, 2)):
+        with pytest.raises(ValueError, match="asked"):
+            engine.train(config(cache, tmp_path / f"{batch_size}-{workers}", batch_size=batch_size, workers=workers))
+    one, all_of_them, half = (each["memory"] for each in asked)
+    assert one > PROCESS_BYTES
+    # Feature maps grow with the patches of a worker's step, what a process takes without them does not.
+    assert (all_of_them - PROCESS_BYTES) > 30 * (one - PROCESS_BYTES)
+    assert PROCESS_BYTES < half < all_of_them

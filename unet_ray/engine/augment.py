@@ -14,7 +14,7 @@ from unet_ray.engine.augment_forecast import Forecast, forecast, require_room
 from unet_ray.engine.augment_plan import AugmentPlan, prepare
 from unet_ray.engine.augment_worker import AugmentWorker
 from unet_ray.engine.blocks import Outcome, run_blocks, run_length
-from unet_ray.engine.cluster import cluster, pool_size
+from unet_ray.engine.cluster import cluster, memory_to_ask_for, pool_size
 from unet_ray.engine.past_runs import RunRecord
 from unet_ray.errors import LabelError, TargetError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
@@ -151,12 +151,14 @@ def _make(
                     # Of the images, then: a section that cannot be read ends the job anyway.
                     raise VolumeError(row["error"])
 
-        record.workers = count = pool_size(workers, cpus_each=1)
+        memory = memory_to_ask_for(expected.worker_bytes, cpus_each=1)
+        record.workers = count = pool_size(workers, cpus_each=1, memory_each=memory)
         outcome = run_blocks(
             partial(AugmentWorker, cache, plan),
             done,
             workers=workers,
             cpus_each=1,
+            memory_each=memory,
             run_length=run_length(todo, count),
             stage="augment",
             on_row=on_row,

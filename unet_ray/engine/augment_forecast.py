@@ -8,6 +8,7 @@ import numpy as np
 
 from unet_ray.engine.augment_plan import AugmentPlan
 from unet_ray.engine.augment_worker import AugmentWorker
+from unet_ray.engine.process_memory import peak_rss_bytes
 from unet_ray.errors import TargetError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.storage.patch_cache import ARRAYS, Patch, PatchCache, PatchLike
@@ -31,6 +32,7 @@ class Forecast:
         sections: validation sections.
         bytes: of all arrays' shards, encoded.
         bytes_per_patch: of a training patch.
+        worker_bytes: memory of a process that makes patches, about: of this one, which has just made some.
     """
 
     patches: int = 0
@@ -38,6 +40,7 @@ class Forecast:
     sections: int = 0
     bytes: int = 0
     bytes_per_patch: int = 0
+    worker_bytes: int = 0
 
     @property
     def bytes_needed(self) -> int:
@@ -68,6 +71,7 @@ def forecast(cache: PatchCache, plan: AugmentPlan, done: BlockSet) -> Forecast:
         sections=sections,
         bytes=round(patches * each + sections * whole),
         bytes_per_patch=round(each),
+        worker_bytes=peak_rss_bytes(),
     )
 
 

@@ -170,6 +170,22 @@ def memory_to_ask_for(needed: int, cpus_each: int, gpus_each: float = 0) -> int:
     return max(most)
 
 
+def memory_together(workers: int, needed: int, cpus_each: int, gpus_each: float = 0) -> int:
+    """Bytes that each of several workers asks Ray for which can only begin together.
+
+    Nothing, after a sentence on stderr, where memory does not hold all of them by what is ``needed``, an estimate: they
+    would wait for ever.
+    """
+    if sum(node.fits(cpus_each, gpus_each, needed) for node in machines()) >= workers:
+        return needed
+    print(
+        f"cluster: {workers} workers take about {needed / 1e9:.2f} GB of memory each, more than the nodes have "
+        "for Ray; they begin all the same",
+        file=sys.stderr,
+    )
+    return 0
+
+
 def fewest_threads(memory_each: int, most: int) -> int:
     """CPUs per worker with which memory lets workers take the most CPUs of all nodes; the fewest of those.
 

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from unet_ray.command import Summary
 from unet_ray.config.network import NetworkConfig, layers, network_config
 from unet_ray.config.train import BestBy, TrainConfig, TrainSettings
-from unet_ray.engine.cluster import cluster, pool_size, threads_each
+from unet_ray.engine.cluster import cluster, memory_together, pool_size, threads_each
 from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.patch_loader import steps_per_epoch
 from unet_ray.engine.run_writer import read_rows
@@ -31,7 +31,7 @@ from unet_ray.network.export import onnx_bytes, require_onnx
 from unet_ray.network.loss import Loss
 from unet_ray.network.model_file import decode
 from unet_ray.network.predict import Precision, hardware_precision
-from unet_ray.network.summary import summarise
+from unet_ray.network.summary import PROCESS_BYTES, NetworkSummary, summarise
 from unet_ray.network.unet import network_from_state
 from unet_ray.report.curves import curves_png
 from unet_ray.report.progress import Progress
@@ -96,9 +96,13 @@ def train(config: TrainConfig) -> Summary:
             compile=config.compile,
             checkpoint_every_steps=config.checkpoint_every_steps,
         )
-        print(f"train: {_model_line(plan, config.workers, cache.plan().patch_px)}", file=sys.stderr)
+        about = _network_summary(plan, config.workers, cache.plan().patch_px)
+        print(f"train: {network.preset} network, {about.line()}; {precision}", file=sys.stderr)
+        # A GPU's memory is its own, and Ray counts GPUs.
+        needed = 0 if config.use_gpu else PROCESS_BYTES + about.memory.total
+        memory = memory_together(config.workers, needed, threads, gpus)
         steps = config.epochs * steps_per_epoch(cache.plan().patches, config.batch_size)
-        seconds = _fit(config, plan, steps)
+        seconds = _fit(config, plan, steps, memory)
     rows = read_rows(run)
     validations = [row for row in rows if row["event"] == "validation"]
     assert config.best_by is not None
@@ -201,17 +205,16 @@ def _network(config: TrainConfig, cache: PatchCache) -> NetworkConfig:
     return network
 
 
-def _model_line(plan: TrainPlan, workers: int, patch_px: int) -> str:
-    """What is trained and about how much memory it takes, in one line."""
+def _network_summary(plan: TrainPlan, workers: int, patch_px: int) -> NetworkSummary:
+    """What is trained and about how much memory a step takes."""
     settings = plan.settings
     share = -(-settings.batch_size // workers)
-    found = summarise(
+    return summarise(
         plan.network, patches=min(share, settings.micro_batch or share), patch_px=patch_px,
         optimizer=settings.optimizer, precision=plan.precision,
         loss=Loss(cross_entropy=settings.cross_entropy_weight, dice=settings.dice_weight),
         averaged=settings.ema_decay > 0, workers=workers,
     )  # fmt: skip
-    return f"{plan.network.preset} network, {found.line()}; {plan.precision}"
 
 
 def _made_with(config: TrainConfig, network: NetworkConfig, cache: PatchCache) -> dict[str, Any]:
@@ -313,7 +316,7 @@ class Board:
         return self.error
 
 
-def _fit(config: TrainConfig, plan: TrainPlan, steps: int) -> dict[str, float]:
+def _fit(config: TrainConfig, plan: TrainPlan, steps: int, memory_each: int) -> dict[str, float]:
     """Run the trainer, with a progress line from the board."""
     name = f"unet_ray_board_{uuid.uuid4().hex}"
     # Beside the driver: an actor that asks for no CPU may land on any node, and with a lost one the training would end.
@@ -342,7 +345,11 @@ def _fit(config: TrainConfig, plan: TrainPlan, steps: int) -> dict[str, float]:
         scaling_config=ScalingConfig(
             num_workers=config.workers,
             use_gpu=config.use_gpu,
-            resources_per_worker={"CPU": plan.threads, **({"GPU": 1} if config.use_gpu else {})},
+            resources_per_worker={
+                "CPU": plan.threads,
+                **({"GPU": 1} if config.use_gpu else {}),
+                **({"memory": memory_each} if memory_each else {}),
+            },
         ),
         torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
         run_config=RunConfig(

@@ -25,9 +25,9 @@ _OPTIMIZER_STATE: dict[OptimizerName, int] = {"adam": 2, "adamw": 2, "sgd": 1}
 # Feature maps of the largest size that the backward pass holds for a moment beside what the forward pass has kept:
 # gradients of a convolution's output and input, and copies in the layout that it computes in. Found by measuring.
 _TRANSIENT = 6
-# Of a process that only predicts: what Python, PyTorch and Ray take, and feature maps of the largest size at the peak
-# of a forward pass, what the allocator keeps included. Found by measuring.
-_PROCESS_BYTES = 400 << 20
+# What Python, PyTorch and Ray take of a worker's memory. Found by measuring.
+PROCESS_BYTES = 400 << 20
+# Feature maps of the largest size at the peak of a forward pass, what the allocator keeps included. Found by measuring.
 _FORWARD_MAPS = 5.5
 
 
@@ -135,7 +135,7 @@ def predicting_bytes(config: NetworkConfig, side_px: int) -> int:
         side_px: of the output of one window; a legal output side of the network.
     """
     parameters, _, _, largest = _trace(config, 1, side_px, "float32", _CROSS_ENTROPY)
-    return round(_PROCESS_BYTES + 4 * parameters + _FORWARD_MAPS * largest)
+    return round(PROCESS_BYTES + 4 * parameters + _FORWARD_MAPS * largest)
 
 
 def _trace(
