@@ -184,3 +184,14 @@ def test_sections_of_classes_have_a_legend_and_layers_of_their_own():
     assert re.search(
         r'section-9".*?Section 9</b> <span class="mark">worst</span>\s*<span class="soft">Mean Dice 0.7', page, re.S
     )
+
+
+def test_one_section_has_no_interval_and_is_not_told_of_one():
+    several = report_html(a_report())
+    assert "2 sections scored" in several
+    assert "its 95 % interval" in several
+    alone = PREDICTION | {"interval": {"v_rand": None}, "sections": PREDICTION["sections"][:1]}
+    one = report_html(a_report(metrics=metrics(alone) | {"sections": [4]}, sections=[pictures(4)]))
+    assert "1 section scored" in one
+    assert "interval" not in one
+    assert "Best thresholds are chosen on the scored sections themselves" in one
