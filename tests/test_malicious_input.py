@@ -13,6 +13,7 @@ import numcodecs.pickles
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from unet_ray.config.parse import parse
 from unet_ray.config.pipeline import PipelineConfig
@@ -165,3 +166,9 @@ def test_a_tiff_or_png_or_numpy_file(touched: Path, tmp_path: Path) -> None:
         with pytest.raises(VolumeError, match=f"{name} is not an image that can be read"):
             open_volume(str(tmp_path / name))
     assert not touched.exists()
+
+
+def test_an_attribute_may_speak_of_pickle(tmp_path: Path) -> None:
+    path = str(tmp_path / "v.zarr")
+    zarr.create_array(path, data=np.full((1, 4, 4), 7, np.uint8), attributes={"note": "a pickle of a specimen"})
+    assert open_volume(path).shape == (1, 4, 4)
