@@ -6,8 +6,8 @@ import math
 import matplotlib.image
 import numpy as np
 
+from unet_ray.colours import BLUE, GREEN, ORANGE, RED
 from unet_ray.report.curves import _smooth, curves_png
-from unet_ray.report.figure import BLUE, GREEN, ORANGE, RED
 
 
 def pixels(png: bytes) -> np.ndarray:

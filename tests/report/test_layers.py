@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unet_ray.report.figure import BLUE, RED
+from unet_ray.colours import BLUE, RED
 from unet_ray.report.layers import LARGEST_PX, class_layers, section_layers, smaller
 
 

@@ -6,8 +6,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from unet_ray.report.figure import BLUE, ORANGE, RED
-from unet_ray.report.pictures import PanelRow, contact_sheet_png, panels_png
+from unet_ray.colours import BLUE, ORANGE, RED
+from unet_ray.report.panel_row import PanelRow
+from unet_ray.report.pictures import contact_sheet_png, panels_png
 
 
 def pixels(png: bytes) -> np.ndarray:

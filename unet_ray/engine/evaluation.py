@@ -13,7 +13,7 @@ from unet_ray.engine.section_pictures import panels, pictures
 from unet_ray.engine.section_scoring import count_classes, score_all, score_one, with_full_scales
 from unet_ray.report.layers import SectionLayers
 from unet_ray.report.page import ranked_sections
-from unet_ray.report.pictures import PanelRow
+from unet_ray.report.panel_row import PanelRow
 from unet_ray.report.published import PUBLISHED
 from unet_ray.storage.objects import open_objects
 

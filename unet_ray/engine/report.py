@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from unet_ray.colours import class_colour
 from unet_ray.command import Summary
 from unet_ray.engine.augment import PICTURE
 from unet_ray.engine.bottleneck import bottleneck
@@ -20,7 +21,6 @@ from unet_ray.numerics.labels import MAX_CLASSES
 from unet_ray.report.page import Certificate, Facts, Report, Training, report_html
 from unet_ray.report.progress import duration, number
 from unet_ray.storage.objects import open_objects
-from unet_ray.storage.ome_image import class_colour
 from unet_ray.storage.patch_cache import PatchCache
 from unet_ray.storage.segmentation import Segmentation
 

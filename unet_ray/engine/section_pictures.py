@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from unet_ray.colours import class_colour
 from unet_ray.engine.evaluate_inputs import Inputs, Labels, Prediction
 from unet_ray.engine.labelled_stacks import read_section
 from unet_ray.engine.section_tasks import in_tasks
 from unet_ray.numerics.error_map import error_map
 from unet_ray.numerics.labels import MAX_CLASSES
 from unet_ray.report.layers import SectionLayers, class_layers, section_layers
-from unet_ray.report.pictures import PanelRow
-from unet_ray.storage.ome_image import class_colour
+from unet_ray.report.panel_row import PanelRow
 from unet_ray.storage.volume import Volume
 
 MOST_PICTURES = 12

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from unet_ray.colours import class_colour
 from unet_ray.config.view import ViewConfig
 from unet_ray.engine.view_layers import ViewLayer, grey_range
 from unet_ray.errors import ConfigError, VolumeError
@@ -9,7 +10,7 @@ from unet_ray.report.neuroglancer import LinkedLayer
 from unet_ray.report.tile_png import grey, numbered, overlay
 from unet_ray.storage.image_levels import ImageLevels, open_levels
 from unet_ray.storage.objects import open_objects
-from unet_ray.storage.ome_image import AXES, CHANNEL, class_colour
+from unet_ray.storage.ome_image import AXES, CHANNEL
 from unet_ray.storage.segmentation import CLASSES, MASK, Segmentation
 from unet_ray.storage.served_zarr import ServedZarr, StoredZarr, VirtualZarr
 

@@ -11,19 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from unet_ray.report.figure import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PAGE_STYLE,
-    PAGE_WIDTH_IN,
-    RED,
-    STYLE,
-    new_figure,
-    png_bytes,
-    svg_text,
-)
+from unet_ray.colours import BLUE, GREEN, GREY, ORANGE, RED
+from unet_ray.report.figure import PAGE_STYLE, PAGE_WIDTH_IN, STYLE, new_figure, png_bytes, svg_text
 
 _MOST_POINTS = 4000  # of a training curve; more than the picture has columns
 

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unet_ray.report.figure import BLUE, RED
+from unet_ray.colours import BLUE, RED, rgb
 
 LARGEST_PX = 768
 """Sides of a picture end here; a larger section is shown at a half, a third, ... of its resolution."""
@@ -111,7 +110,7 @@ def class_layers(
     layers["prediction"] = _png(table[predicted[thin].astype(np.intp)])
     base = np.full(truth[thin].shape, 255, np.uint8) if grey is None else grey
     share = STRONG * _reduced(wrong, factor)[..., None]
-    layers["errors"] = _jpeg(np.round((1 - share) * base[..., None] + share * _rgb(RED)).astype(np.uint8))
+    layers["errors"] = _jpeg(np.round((1 - share) * base[..., None] + share * np.array(rgb(RED))).astype(np.uint8))
     height, width = base.shape
     return SectionLayers(section, width, height, factor, layers)
 
@@ -142,19 +141,15 @@ def _coloured(base: NDArray[np.uint8], errors: NDArray[np.uint8], factor: int) -
     picture = np.repeat(base[..., None], 3, axis=2).astype(np.float64)
     for codes, colour in (((1, 3), RED), ((2, 4), BLUE)):
         share = PALE * _reduced(np.isin(errors, codes), factor)[..., None]
-        picture = (1 - share) * picture + share * _rgb(colour)
+        picture = (1 - share) * picture + share * np.array(rgb(colour))
     for code, colour in ((3, RED), (4, BLUE)):
         y, x = np.nonzero(errors == code)
         for dy in range(-MARK_PX, MARK_PX + 1):
             for dx in range(-MARK_PX, MARK_PX + 1):
                 if dy * dy + dx * dx <= MARK_PX * MARK_PX:
                     at = np.clip(y // factor + dy, 0, len(base) - 1), np.clip(x // factor + dx, 0, base.shape[1] - 1)
-                    picture[at] = _rgb(colour)
+                    picture[at] = rgb(colour)
     return np.round(picture).astype(np.uint8)
-
-
-def _rgb(colour: str) -> NDArray[np.float64]:
-    return 255 * np.array(mpl.colors.to_rgb(colour))
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

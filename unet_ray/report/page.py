@@ -9,8 +9,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from unet_ray.colours import BLUE, RED
 from unet_ray.report.curves import curves_svg
-from unet_ray.report.figure import BLUE, RED
 from unet_ray.report.layers import SectionLayers, smaller
 from unet_ray.report.score_plots import section_scores_svg, threshold_curves_svg
 

@@ -1,7 +1,6 @@
 """The pictures of a report as PNG bytes: panels of sections, sheets of patches."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -10,27 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
-from unet_ray.report.figure import BLUE, GREY, ORANGE, RED, STYLE, new_figure, png_bytes
+from unet_ray.colours import BLUE, GREY, ORANGE, RED
+from unet_ray.report.figure import STYLE, new_figure, png_bytes
+from unet_ray.report.panel_row import PanelRow
 
 _PANEL_IN = 3.4  # 510 pixels: a 512-pixel section at its own resolution
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PanelRow:
-    """One section of a panel picture; every array is (y, x) and of one shape."""
-
-    section: int
-    """Number of the section in its volume."""
-    raw: NDArray[Any]
-    """Grey levels; shown from the 0.5th to the 99.5th percentile."""
-    probability: NDArray[Any]
-    """Membrane probability: float 0 to 1, or uint8 0 to 255."""
-    mask: NDArray[Any]
-    """Predicted membrane: not 0."""
-    truth: NDArray[Any] | None = None
-    """True membrane: not 0; None where there is none."""
-    caption: str = ""
-    """Shown beside the section's number, for example its scores."""
 
 
 def panels_png(rows: Sequence[PanelRow], *, voxel_size_nm: Sequence[float] | None = None, title: str = "") -> bytes:

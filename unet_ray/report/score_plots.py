@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from unet_ray.report.figure import BLUE, GREEN, GREY, ORANGE, PAGE_STYLE, PAGE_WIDTH_IN, RED, new_figure, svg_text
+from unet_ray.colours import BLUE, GREEN, GREY, ORANGE, RED
+from unet_ray.report.figure import PAGE_STYLE, PAGE_WIDTH_IN, new_figure, svg_text
 
 COLOURS = (BLUE, ORANGE, GREEN, RED, GREY)
 LINES = ("-", "--", ":", "-.")

@@ -1,21 +1,13 @@
 """OME-Zarr 0.5 metadata of the images that we write."""
 
 from collections.abc import Sequence
-from colorsys import hsv_to_rgb
 from typing import Any
+
+from unet_ray.colours import class_colour
 
 AXES = ("z", "y", "x")
 CHANNEL = "c"
 VERSION = "0.5"
-
-Colour = tuple[int, int, int]
-# Grey for class 0, which is mostly what surrounds the others, then the colours of Okabe and Ito, which colour-blind
-# people tell apart, too; orange is also the membrane's.
-_COLOURS: tuple[Colour, ...] = (
-    (153, 153, 153), (230, 159, 0), (86, 180, 233), (0, 158, 115),
-    (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
-)  # fmt: skip
-_GOLDEN_TURN = 0.618034
 
 
 def ome_image(
@@ -52,19 +44,6 @@ def ome_image(
         axes = [{"name": CHANNEL, "type": "channel"}, *axes]
     image = {"version": VERSION, "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}
     return image | ({"omero": {"channels": _channels(classes, dtype)}} if several else {})
-
-
-def class_colour(index: int) -> Colour:
-    """Red, green and blue of a class, 0..255 each; no two classes share them.
-
-    >>> class_colour(1), class_colour(8)
-    ((230, 159, 0), (178, 0, 59))
-    """
-    if index < len(_COLOURS):
-        return _COLOURS[index]
-    # Golden angles never come back to a hue that was there.
-    red, green, blue = hsv_to_rgb((index * _GOLDEN_TURN) % 1.0, 1.0, 0.7)
-    return int(255 * red), int(255 * green), int(255 * blue)
 
 
 def label_colours(classes: int) -> list[dict[str, Any]]:
