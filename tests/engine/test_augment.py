@@ -13,7 +13,7 @@ import tifffile
 
 from unet_ray.config.augment import AugmentConfig
 from unet_ray.config.recipe import RECIPES, Recipe
-from unet_ray.engine.augment import PICTURE, _contact_sheet, augment
+from unet_ray.engine.augment import _contact_sheet, augment
 from unet_ray.engine.augment_plan import prepare
 from unet_ray.engine.augment_worker import AugmentWorker
 from unet_ray.engine.past_runs import RUNS
@@ -21,7 +21,7 @@ from unet_ray.errors import CacheMismatchError, ConfigError, LabelError, VolumeE
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import Box
 from unet_ray.numerics.phantom import phantom_block
-from unet_ray.storage.patch_cache import PatchCache
+from unet_ray.storage.patch_cache import CONTACT_SHEET, PatchCache
 
 SECTIONS, VALIDATION, TRAINING = 9, 2, 6
 VARIANTS, PER_SHARD = 40, 7
@@ -127,7 +127,7 @@ def test_two_workers_give_the_bytes_of_the_plain_loop(
     assert {key: summary[key] for key in wanted} == wanted
     assert summary["bytes_forecast"] == pytest.approx(summary["bytes_written"], rel=0.1)
     assert summary["patches_per_second"] > 0
-    assert (path / PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert (path / CONTACT_SHEET).read_bytes().startswith(b"\x89PNG")
 
 
 def test_more_variants_extend_the_cache(

@@ -65,7 +65,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(section_scoring, "in_tasks", in_tasks)
     monkeypatch.setattr(section_pictures, "in_tasks", in_tasks)
-    monkeypatch.setattr(engine, "pictures", lambda *_: ())
+    monkeypatch.setattr(section_pictures, "pictures", lambda *_: ())
     monkeypatch.setattr(engine, "hardware", lambda: "here")
 
 
@@ -117,14 +117,14 @@ def test_two_workers_score_as_the_plain_loop(
     write_zarr: Callable[..., str],
 ) -> None:
     # Workers take this function by value from here; it leaves the pid of who scored.
-    score_one, marks = engine.score_one, tmp_path / "marks"
+    score_one, marks = section_scoring.score_one, tmp_path / "marks"
     marks.mkdir()
 
     def marked(*arguments: Any) -> Any:
         (marks / f"{os.getpid()}-{arguments[2]}").touch()
         return score_one(*arguments)
 
-    monkeypatch.setattr(engine, "score_one", marked)
+    monkeypatch.setattr(section_scoring, "score_one", marked)
     prediction = write_zarr(tmp_path / "p.zarr", probability)
     given = {"prediction": prediction, "labels": str(labels), "images": prediction}
     report = tmp_path / "report"

@@ -22,9 +22,8 @@ from unet_ray.report.pictures import contact_sheet_png
 from unet_ray.report.progress import Progress
 from unet_ray.storage.cache_check import verify
 from unet_ray.storage.objects import open_objects
-from unet_ray.storage.patch_cache import ARRAYS, PatchCache
+from unet_ray.storage.patch_cache import ARRAYS, CONTACT_SHEET, PatchCache
 
-PICTURE = "contact-sheet.png"
 PICTURED = 10
 NAMED_DAMAGE = 8
 
@@ -91,7 +90,7 @@ def augment(config: AugmentConfig) -> Summary:
             f"{len(outcome.failures)} of {done.num_blocks} blocks failed; first, {split} shard {shard}: {reason}; "
             "mend the input and run the same command again to do only those"
         )
-    open_objects(config.cache).put(PICTURE, _contact_sheet(cache, plan))
+    open_objects(config.cache).put(CONTACT_SHEET, _contact_sheet(cache, plan))
     return summary | {
         "seconds": round(time.time() - began, 2),
         "startup_seconds": round(first - began, 2),

@@ -16,8 +16,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import ray
-import ray.data
-from ray.data import ActorPoolStrategy, DataContext
 
 from unet_ray.engine.block_metrics import BlockMetrics
 from unet_ray.engine.process_memory import peak_rss_bytes
@@ -363,6 +361,9 @@ def _stream(
     memory_each: int,
     at_once: int,
 ) -> Iterator[dict[str, Any]]:
+    import ray.data  # loads pandas and more: a second, which who only names stages, or runs a task, does not pay
+    from ray.data import ActorPoolStrategy, DataContext
+
     context = DataContext.get_current()
     context.enable_progress_bars = False
     # A dropped block is only a log line in Ray Data; what is missing is found by comparison with the plan.

@@ -7,7 +7,9 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,17 @@ LONGEST_TEMPORARY = 30
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[None]:
+def cluster(meanwhile: Sequence[str] = ()) -> Iterator[None]:
     """Ray, for the time of a run.
 
     A cluster that ``RAY_ADDRESS`` names (``ray job submit`` sets it) is joined, where all its nodes have this code.
     Otherwise Ray starts embedded, without dashboard and usage statistics, and
     never joins a cluster that merely runs on the machine. Inside another
     `cluster`, nothing happens.
+
+    Args:
+        meanwhile: modules to load while Ray starts, which mostly waits for processes of its own. Who needs one
+            imports it inside the block.
     """
     if ray.is_initialized():
         yield
@@ -47,7 +53,7 @@ def cluster() -> Iterator[None]:
         else:
             base = tempfile.gettempdir()
             temporary = tempfile.mkdtemp(prefix="unet_ray-", dir=base if len(base) <= LONGEST_TEMPORARY else "/tmp")
-            with _quiet_start():
+            with _loading(meanwhile), _quiet_start():
                 ray.init(
                     address="local",
                     include_dashboard=False,
@@ -70,6 +76,21 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
         if temporary is not None:
             shutil.rmtree(Path(temporary), ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _loading(modules: Sequence[str]) -> Iterator[None]:
+    """Import modules in a thread; what fails there fails again, and is told, where it is needed."""
+
+    def load() -> None:
+        for module in modules:
+            with contextlib.suppress(Exception):
+                import_module(module)
+
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    yield
+    thread.join()
 
 
 def _join(address: str) -> None:

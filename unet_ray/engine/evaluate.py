@@ -3,16 +3,16 @@
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unet_ray.command import Summary
 from unet_ray.config.evaluate import EvaluateConfig
 from unet_ray.engine.evaluation import run_evaluation
-from unet_ray.engine.report import Stages, report_page
-from unet_ray.engine.section_pictures import panel_voxel_nm
 from unet_ray.report.metrics_csv import metrics_csv
-from unet_ray.report.pictures import panels_png
 from unet_ray.storage.objects import open_objects
+
+if TYPE_CHECKING:
+    from unet_ray.engine.report import Stages
 
 METRICS = "metrics.json"
 TABLE = "metrics.csv"
@@ -23,7 +23,7 @@ NOT_IN_SUMMARY = ("curves", "sections")
 HEADLINES = {"v_rand": "V_rand", "v_info": "V_info", "mean_dice": "mean Dice", "pixel_mismatch": "wrong pixels"}
 
 
-def evaluate(config: EvaluateConfig, stages: Stages | None = None) -> Summary:
+def evaluate(config: EvaluateConfig, stages: "Stages | None" = None) -> Summary:
     """Score predictions and write the report.
 
     Args:
@@ -52,6 +52,11 @@ def evaluate(config: EvaluateConfig, stages: Stages | None = None) -> Summary:
         **({"predictions": brief} if len(brief) > 1 else {}),
     }
     if config.report is not None:
+        # Loaded while Ray started.
+        from unet_ray.engine.report import report_page
+        from unet_ray.engine.section_pictures import panel_voxel_nm
+        from unet_ray.report.pictures import panels_png
+
         report = open_objects(config.report)
         report.put(METRICS, json.dumps(evaluation.metrics, indent=1).encode())
         report.put(TABLE, metrics_csv(evaluation.metrics))

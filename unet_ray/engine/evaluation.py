@@ -7,15 +7,14 @@ from typing import Any
 from unet_ray.config.evaluate import EvaluateConfig
 from unet_ray.engine.cluster import cluster
 from unet_ray.engine.evaluate_inputs import Inputs, open_inputs
-from unet_ray.engine.findings import class_findings, membrane_findings
 from unet_ray.engine.run_facts import hardware
-from unet_ray.engine.section_pictures import panels, pictures
-from unet_ray.engine.section_scoring import count_classes, score_all, score_one, with_full_scales
 from unet_ray.report.layers import SectionLayers
-from unet_ray.report.page import ranked_sections
 from unet_ray.report.panel_row import PanelRow
 from unet_ray.report.published import PUBLISHED
 from unet_ray.storage.objects import open_objects
+
+# What the check of the inputs does not need: compiled loops, and all that draws.
+LATER = ("unet_ray.engine.findings", "unet_ray.engine.section_pictures", "unet_ray.engine.report")
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,12 @@ def run_evaluation(config: EvaluateConfig) -> Evaluation:
     if config.report is not None:
         open_objects(config.report).require_writable()
     of_classes = config.label_kind == "classes"
-    with cluster():
+    with cluster(meanwhile=LATER):
+        from unet_ray.engine.findings import class_findings, membrane_findings
+        from unet_ray.engine.section_pictures import panels, pictures
+        from unet_ray.engine.section_scoring import count_classes, score_all, score_one, with_full_scales
+        from unet_ray.report.page import ranked_sections
+
         if not of_classes:
             inputs = with_full_scales(inputs, config.workers)
         scored = score_all(inputs, config.workers, count_classes if of_classes else score_one)

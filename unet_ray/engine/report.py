@@ -11,7 +11,6 @@ import yaml
 
 from unet_ray.colours import class_colour
 from unet_ray.command import Summary
-from unet_ray.engine.augment import PICTURE
 from unet_ray.engine.bottleneck import bottleneck
 from unet_ray.engine.evaluate_inputs import segmentation_at
 from unet_ray.engine.evaluation import Evaluation
@@ -21,7 +20,7 @@ from unet_ray.numerics.labels import MAX_CLASSES
 from unet_ray.report.page import Certificate, Facts, Report, Training, report_html
 from unet_ray.report.progress import duration, number
 from unet_ray.storage.objects import open_objects
-from unet_ray.storage.patch_cache import PatchCache
+from unet_ray.storage.patch_cache import CONTACT_SHEET, PatchCache
 from unet_ray.storage.segmentation import Segmentation
 
 
@@ -117,7 +116,7 @@ def _training(stages: Stages) -> Training:
             if value is not None
         ],
     ]
-    return Training(facts, rows, summary["best_epoch"], open_objects(stages.cache).get(PICTURE))
+    return Training(facts, rows, summary["best_epoch"], open_objects(stages.cache).get(CONTACT_SHEET))
 
 
 def _certificate(path: str) -> Certificate | None:

@@ -33,6 +33,8 @@ RECORD = "image"
 DTYPES = {"image": "uint8", "label": "uint8", "weight": "float16"}
 AXES = {"image": ("n", "c", "y", "x"), "label": ("n", "y", "x"), "weight": ("n", "y", "x")}
 SPLITS = ("train", "validation")
+CONTACT_SHEET = "contact-sheet.png"
+"""Beside the arrays: a picture of some patches."""
 
 
 class PatchLike(Protocol):
