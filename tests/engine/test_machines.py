@@ -125,3 +125,19 @@ def test_the_config_is_read_on_the_head_of_a_cluster_that_is_joined(
     assert machines() == [Machine(4, 0)]
     monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
     assert machines() == [Machine(4, 0), Machine(2, 1)]
+
+
+def test_the_roomiest_node_is_one_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from unet_ray.engine.machines import roomiest_node
+
+    given = [("head", True, 0, 0), ("gone", False, 64, 8), ("small", True, 4, 0), ("large", True, 9, 1)]
+    listed = [
+        {"NodeID": name, "Alive": alive, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}}
+        for name, alive, cpus, gpus in given
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: listed)
+    assert roomiest_node(4) == ("large", 2)
+    assert roomiest_node(4, gpus_each=1) == ("large", 1)
+    assert roomiest_node(10) == (None, 0)

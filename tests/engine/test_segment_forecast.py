@@ -12,7 +12,7 @@ import pytest
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine import segment_forecast
 from unet_ray.engine.segment import segment
-from unet_ray.engine.segment_forecast import measure, spread
+from unet_ray.engine.segment_forecast import Measured, measure, spread
 from unet_ray.engine.segment_worker import Job
 from unet_ray.errors import VolumeError
 
@@ -66,6 +66,30 @@ def test_a_volume_that_cannot_be_read_is_one_sentence(asked: dict[str, Any], tmp
         segment(SegmentConfig(**asked | {"volume": str(volume)}, output=f"{tmp_path}/out.zarr", dry_run=True))
     assert type(caught.value) is VolumeError, "Ray's own, which wraps it, holds the worker's traceback"
     assert not (tmp_path / "out.zarr").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_workers_are_measured_side_by_side(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[list[Any], list[Measured]]] = []
+    at_once = segment_forecast.on_workers
+
+    def spy(job: Job, function: Any, calls: list[Any], node: str | None) -> list[Measured]:
+        assert node is not None
+        seen.append((calls, at_once(job, function, calls, node)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(segment_forecast, "on_workers", spy)
+    told = segment(SegmentConfig(**asked | {"workers": 3}, output=str(tmp_path / "out.zarr"), dry_run=True))
+    ((calls, found),) = seen
+    measured = [block for _, _, blocks in calls for block in blocks]
+    assert [len(blocks) for _, _, blocks in calls] == [segment_forecast.MOST_BLOCKS] * 3
+    assert sorted(set(measured)) == spread(range(BLOCKS), 3 * segment_forecast.MOST_BLOCKS)
+    per_tile = sum(one.seconds for one in found) / sum(one.tiles for one in found)
+    slowest_start = max(one.startup_seconds for one in found)
+    assert told["forecast_seconds"] == pytest.approx(slowest_start + BLOCKS * per_tile / 3, abs=0.1)
+    assert told["forecast_worker_rss_bytes"] == max(one.worker_rss_bytes for one in found)
 
 
 def test_blocks_that_take_long_are_few(

@@ -265,6 +265,7 @@ def test_a_forecast_scales_what_is_inside_and_what_is_not_apart(
 
     monkeypatch.setattr(segment_forecast, "measure", measure)
     monkeypatch.setattr(segment_forecast, "on_worker", lambda job, function, *arguments: function(*arguments))
+    monkeypatch.setattr(segment_forecast, "on_workers", lambda job, function, calls, node: [function(*calls[0])])
     monkeypatch.setattr(ray, "nodes", list)
     told = segment_forecast.forecast(plain, "float32", range(BLOCKS), 2, None)
     assert told["forecast_seconds"] == pytest.approx(7 + BLOCKS * (50 * share + 1 - share) / 2, abs=0.1)

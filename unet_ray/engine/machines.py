@@ -52,6 +52,17 @@ def machines() -> list[Machine]:
     return larger(there, yaml.safe_load(config.read_text()))
 
 
+def roomiest_node(cpus_each: int, gpus_each: float = 0) -> tuple[str | None, int]:
+    """Ray's id of the node that is there and holds most workers of so many CPUs and GPUs, and how many it holds.
+
+    None and 0 where no node holds one: the cluster is yet to grow.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    fitting = [_machine(node["Resources"]).fits(cpus_each, gpus_each) for node in nodes]
+    most = max(fitting, default=0)
+    return (nodes[fitting.index(most)]["NodeID"], most) if most else (None, 0)
+
+
 def larger(there: list[Machine], config: dict[str, Any]) -> list[Machine]:
     """The nodes that a cluster has when it has grown as far as its config lets it.
 

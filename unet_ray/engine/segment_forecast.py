@@ -8,29 +8,31 @@ from typing import Any
 
 import ray
 
+from unet_ray.engine.machines import roomiest_node
 from unet_ray.engine.mask_survey import some_of, survey
 from unet_ray.engine.process_memory import peak_rss_bytes
-from unet_ray.engine.segment_worker import Job, SegmentWorker, on_worker
+from unet_ray.engine.segment_worker import Job, SegmentWorker, on_worker, on_workers
 from unet_ray.network.predict import Precision
 from unet_ray.report.progress import duration, number
 from unet_ray.storage.segmentation import SegmentationLayout
 
-# One block to warm up and some more to measure, as far as they fit into this time.
+# Of each worker: one block to warm up and some more to measure, as far as they fit into this time.
 MOST_BLOCKS, SECONDS = 5, 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What some blocks took on one worker.
+    """What some blocks took on one worker, or on several at once.
 
     Attributes:
         blocks: that ``tiles`` and ``seconds`` are of.
         tiles: that were computed; none of those outside the mask.
-        voxels: of all blocks, the first one included.
+        voxels: of all blocks, a worker's first one included.
         bytes: of their shards.
-        seconds: by the slowest of reading, computing and compressing, which go on side by side.
-        startup_seconds: until the first block was read and computed, less what it takes later.
-        worker_rss_bytes: memory of the worker.
+        seconds: of a worker, by the slowest of reading, computing and compressing, which go on side by side; summed
+            over workers.
+        startup_seconds: until the first block was read and computed, less what it takes later; the longest.
+        worker_rss_bytes: memory of a worker, the largest.
     """
 
     blocks: int
@@ -40,6 +42,19 @@ class Measured:
     seconds: float
     startup_seconds: float
     worker_rss_bytes: int
+
+    @classmethod
+    def together(cls, found: "Sequence[Measured]") -> "Measured":
+        """What several workers measured at once."""
+        return cls(
+            blocks=sum(one.blocks for one in found),
+            tiles=sum(one.tiles for one in found),
+            voxels=sum(one.voxels for one in found),
+            bytes=sum(one.bytes for one in found),
+            seconds=sum(one.seconds for one in found),
+            startup_seconds=max(one.startup_seconds for one in found),
+            worker_rss_bytes=max(one.worker_rss_bytes for one in found),
+        )
 
 
 def measure(job: Job, precision: Precision, blocks: Sequence[int]) -> Measured:
@@ -75,13 +90,22 @@ def measure(job: Job, precision: Precision, blocks: Sequence[int]) -> Measured:
     )
 
 
-def spread(todo: Sequence[int]) -> list[int]:
-    """At most `MOST_BLOCKS` of the blocks, evenly over all of them.
+def measure_beside(job: Job, precision: Precision, todo: Sequence[int], workers: int) -> Measured:
+    """`measure` on as many workers of one node as will share it: one alone has its caches and memory for itself."""
+    node, fitting = roomiest_node(job.threads, 1 if job.use_gpu else 0)
+    beside = max(1, min(workers, fitting, len(todo) // 2))
+    chosen = spread(todo, beside * MOST_BLOCKS)
+    calls = [(job, precision, chosen[first::beside]) for first in range(beside)]
+    return Measured.together(on_workers(job, measure, calls, node))
+
+
+def spread(todo: Sequence[int], most: int = MOST_BLOCKS) -> list[int]:
+    """At most so many of the blocks, evenly over all of them.
 
     >>> spread(range(100, 200))
     [110, 130, 150, 170, 190]
     """
-    count = min(MOST_BLOCKS, len(todo))
+    count = min(most, len(todo))
     return [todo[(2 * k + 1) * len(todo) // (2 * count)] for k in range(count)]
 
 
@@ -112,12 +136,12 @@ def forecast(
         inside, shares = looked_at.inside, (looked_at.block_share, looked_at.tile_share)
         masked = round(tiles * (1 - shares[1]))
         if looked_at.outside:
-            found = on_worker(job, measure, job, precision, spread(looked_at.outside))
+            found = measure_beside(job, precision, looked_at.outside, workers)
             seconds += len(todo) * (1 - shares[0]) / found.blocks * found.seconds / min(workers, len(todo))
             size += found.bytes / found.voxels * voxels * (1 - shares[0])
             rss = found.worker_rss_bytes
     if inside:
-        found = on_worker(job, measure, job, precision, spread(inside))
+        found = measure_beside(job, precision, inside, workers)
         seconds += found.startup_seconds
         seconds += tiles * shares[1] / found.tiles * found.seconds / min(workers, len(todo))
         size += found.bytes / found.voxels * voxels * shares[0]

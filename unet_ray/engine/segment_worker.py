@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unet_ray.config.network import layers
 from unet_ray.engine.block_input import BlockInput
@@ -203,14 +204,30 @@ def block_seconds(job: Job, pixels_per_second: float) -> float:
 
 
 def on_worker(job: Job, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns on a worker of the kind that will compute.
+    """What a function returns on a worker of the kind that will compute; errors are `on_workers`'."""
+    return on_workers(job, function, [arguments])[0]
+
+
+def on_workers(
+    job: Job, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], node: str | None = None
+) -> list[Any]:
+    """What a function returns for each call, at once on as many workers of the kind that will compute.
+
+    Args:
+        job: of the segmentation.
+        function: picklable.
+        calls: arguments of each call.
+        node: Ray's id of one that holds all of them; None: wherever there is room.
 
     Raises:
-        UnetRayError: its memory ran out; other errors as they were raised.
+        UnetRayError: memory ran out; other errors as they were raised.
     """
     task = ray.remote(num_cpus=job.threads, num_gpus=1 if job.use_gpu else 0)(function)
+    if node is not None:
+        task = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True))
+    references = [task.remote(*arguments) for arguments in calls]
     try:
-        return fetched(task.remote(*arguments))
+        return [fetched(reference) for reference in references]
     except Exception as error:
         if is_out_of_memory(error):
             raise too_large(job, error) from error
