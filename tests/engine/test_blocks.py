@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -275,6 +276,45 @@ def test_an_actor_asks_for_its_memory(asked: int) -> None:
         Asking, BlockSet(1), workers=1, cpus_each=1, memory_each=asked, run_length=1, stage="test",
     )  # fmt: skip
     assert outcome.counts == {"memory": asked}
+
+
+class Heavy(Counting):
+    """Blocks of 8 MB, as a volume's are."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+
+    def read(self, block: int) -> Any:
+        return np.ones(2**20)
+
+    def compute(self, block: int, data: Any) -> Any:
+        return 2 * data
+
+    def encode(self, block: int, result: Any) -> bytes:
+        return bytes(result)
+
+    def write(self, block: int, encoded: bytes) -> int:
+        time.sleep(0.01)
+        return len(encoded) // 8
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_object_store_holds_no_voxels() -> None:
+    import ray
+
+    def used() -> float:
+        """Bytes in the store, which Ray tells its scheduler several times a second."""
+        return ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"]
+
+    before, seen = used(), list[float]()
+    outcome = run_blocks(
+        Heavy, BlockSet(300), workers=2, cpus_each=1, run_length=4, stage="test",
+        on_row=lambda row: seen.append(used()) if row["block"] % 4 == 0 else None,
+    )  # fmt: skip
+    assert (outcome.written, outcome.units) == (300, 300 * 2**20)
+    assert len(seen) == 75
+    # 2.4 GB went through the workers: as many bytes as one block has are far from it.
+    assert max(seen) - before < 8 * 2**20
 
 
 class Telling(Counting):
