@@ -273,6 +273,38 @@ def test_fine_tuning_does_not_forget_what_the_model_has_seen(
     assert [(s.fingerprint, s.role) for s in after] == [("aa", "train"), ("cc", "validation"), *seen[1:]]
 
 
+@pytest.mark.slow
+def test_a_full_disk_is_a_sentence_and_room_lets_it_go_on(cache: str, tmp_path: Path) -> None:
+    """In half a minute: a job on a disk that holds no checkpoint, and the same command on a larger one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def job(megabytes: int) -> subprocess.CompletedProcess[str]:
+        mount = f"mount -t tmpfs -o size={megabytes}m tmpfs {disk}"
+        words = [
+            sys.executable, str(JOBS / "train.py"), "--cache", cache, "--run", str(disk / "run"), "--depth", "2",
+            "--base-channels", "32", "--epochs", "1", "--batch-size", "3", "--threads", "1", "--precision", "float32",
+            "--checkpoint-every-steps", "1",
+        ]  # fmt: skip
+        return subprocess.run(
+            ["unshare", "-rm", "sh", "-c", f'{mount} && exec "$@"', "sh", *words],
+            capture_output=True, text=True, check=False, timeout=200,
+            env={**os.environ, "PYTHONPATH": str(JOBS.parent)},
+        )  # fmt: skip
+
+    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("mounts a disk of its own, which takes Linux and user namespaces")
+    full = job(1)
+    assert full.returncode == 2, full.stderr
+    said = full.stderr.splitlines()[-1]
+    assert said.startswith(f"train: a checkpoint cannot be stored in {disk}/run (")
+    assert "No space left on device" in said
+    assert said.endswith("run the same command again: it goes on from the newest checkpoint")
+    assert "Traceback" not in full.stderr
+    roomy = job(64)
+    assert roomy.returncode == 0, roomy.stderr
+
+
 def test_divergence_stops_with_a_sentence(cache: str, ray_cluster: None, tmp_path: Path) -> None:
     from unet_ray.engine.train import train
 

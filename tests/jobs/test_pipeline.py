@@ -51,6 +51,7 @@ def test_end_to_end(config: Path, tmp_path: Path, run_job: Callable[..., Any]) -
     assert ended.code == 0, ended.err
     summary = json.loads(ended.out.splitlines()[-1])
     assert "Traceback" not in ended.err
+    assert "INFO" not in ended.err, "Ray Data's own lines"
     assert {"status", "seconds", "startup_seconds", "report", *SUMMARIES} <= set(summary)
     for stage, keys in SUMMARIES.items():
         assert {"status", "seconds", "startup_seconds", *keys.split()} <= set(summary[stage]), stage

@@ -5,6 +5,7 @@ itself and returns one small status row.
 """
 
 import json
+import logging
 import os
 import time
 import warnings
@@ -364,6 +365,7 @@ def _stream(
     import ray.data  # loads pandas and more: a second, which who only names stages, or runs a task, does not pay
     from ray.data import ActorPoolStrategy, DataContext
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # loading it has set another level
     context = DataContext.get_current()
     context.enable_progress_bars = False
     # A dropped block is only a log line in Ray Data; what is missing is found by comparison with the plan.

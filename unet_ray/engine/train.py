@@ -25,7 +25,7 @@ from unet_ray.engine.run_writer import read_rows
 from unet_ray.engine.train_state import best_row
 from unet_ray.engine.train_worker import MODEL, TrainPlan, memory_advice, train_worker
 from unet_ray.engine.validation import Validated
-from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, UnetRayError
+from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, TargetError, UnetRayError
 from unet_ray.geometry.receptive_field import margin_px, nearest_output_sides
 from unet_ray.network.export import onnx_bytes, require_onnx
 from unet_ray.network.loss import Loss
@@ -35,6 +35,8 @@ from unet_ray.network.summary import PROCESS_BYTES, NetworkSummary, summarise
 from unet_ray.network.unet import network_from_state
 from unet_ray.report.curves import curves_png
 from unet_ray.report.progress import Progress
+from unet_ray.storage.arrow_store import arrow_store
+from unet_ray.storage.failure import reason
 from unet_ray.storage.fingerprint import differences, digest
 from unet_ray.storage.objects import Objects, absolute, open_objects
 from unet_ray.storage.patch_cache import PatchCache
@@ -339,6 +341,7 @@ def _fit(config: TrainConfig, plan: TrainPlan, steps: int, memory_each: int) -> 
             progress.advance(max(0, row["step"] - shown), note=row["note"])
             shown = max(shown, row["step"])
 
+    filesystem, place = arrow_store(plan.run)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"plan": plan, "board": name},
@@ -354,7 +357,8 @@ def _fit(config: TrainConfig, plan: TrainPlan, steps: int, memory_each: int) -> 
         torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
         run_config=RunConfig(
             name=CHECKPOINTS,
-            storage_path=plan.run,
+            storage_path=place,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
         ),
@@ -365,15 +369,28 @@ def _fit(config: TrainConfig, plan: TrainPlan, steps: int, memory_each: int) -> 
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            raise (ray.get(board.failure.remote()) or _memory_failure(plan, error) or error) from None
+            failure = ray.get(board.failure.remote())
+            raise (_store_failure(plan, failure or error) or failure or _memory_failure(plan, error) or error) from None
         finally:
             over.set()
             watcher.join()
     failure = ray.get(board.failure.remote())
     ray.kill(board)
     if failure is not None:
-        raise failure
+        raise _store_failure(plan, failure) or failure
     return {"startup": (first_step[0] if first_step else time.time()) - began}
+
+
+def _store_failure(plan: TrainPlan, error: Exception) -> TargetError | None:
+    """The sentence where a checkpoint could not be stored, after a worker's or all workers' tries; None otherwise."""
+    failed = [error, *getattr(error, "worker_failures", {}).values()]
+    found = next((one for one in failed if isinstance(one, OSError)), None)
+    if found is None:
+        return None
+    return TargetError(
+        f"a checkpoint cannot be stored in {plan.run} ({reason(found)}); free some room, or wait until its store "
+        "answers, and run the same command again: it goes on from the newest checkpoint"
+    )
 
 
 def _memory_failure(plan: TrainPlan, error: Exception) -> UnetRayError | None:
