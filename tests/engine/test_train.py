@@ -283,8 +283,8 @@ def test_a_full_disk_is_a_sentence_and_room_lets_it_go_on(cache: str, tmp_path: 
         mount = f"mount -t tmpfs -o size={megabytes}m tmpfs {disk}"
         words = [
             sys.executable, str(JOBS / "train.py"), "--cache", cache, "--run", str(disk / "run"), "--depth", "2",
-            "--base-channels", "32", "--epochs", "1", "--batch-size", "3", "--threads", "1", "--precision", "float32",
-            "--checkpoint-every-steps", "1",
+            "--base-channels", "32", "--epochs", "1", "--batch-size", "3", "--workers", "2", "--threads", "1",
+            "--precision", "float32", "--checkpoint-every-steps", "1",
         ]  # fmt: skip
         return subprocess.run(
             ["unshare", "-rm", "sh", "-c", f'{mount} && exec "$@"', "sh", *words],

@@ -370,7 +370,7 @@ def _fit(config: TrainConfig, plan: TrainPlan, steps: int, memory_each: int) -> 
             trainer.fit()
         except ray.train.TrainingFailedError as error:
             failure = ray.get(board.failure.remote())
-            raise (_store_failure(plan, failure or error) or failure or _memory_failure(plan, error) or error) from None
+            raise (_store_failure(plan, failure) or failure or _memory_failure(plan, error) or error) from None
         finally:
             over.set()
             watcher.join()
@@ -381,14 +381,12 @@ def _fit(config: TrainConfig, plan: TrainPlan, steps: int, memory_each: int) -> 
     return {"startup": (first_step[0] if first_step else time.time()) - began}
 
 
-def _store_failure(plan: TrainPlan, error: Exception) -> TargetError | None:
-    """The sentence where a checkpoint could not be stored, after a worker's or all workers' tries; None otherwise."""
-    failed = [error, *getattr(error, "worker_failures", {}).values()]
-    found = next((one for one in failed if isinstance(one, OSError)), None)
-    if found is None:
+def _store_failure(plan: TrainPlan, failure: Exception | None) -> TargetError | None:
+    """The sentence where a worker could not store a checkpoint; None for anything else."""
+    if not isinstance(failure, OSError):
         return None
     return TargetError(
-        f"a checkpoint cannot be stored in {plan.run} ({reason(found)}); free some room, or wait until its store "
+        f"a checkpoint cannot be stored in {plan.run} ({reason(failure)}); free some room, or wait until its store "
         "answers, and run the same command again: it goes on from the newest checkpoint"
     )
 

@@ -69,7 +69,7 @@ def train_worker(given: dict[str, Any]) -> None:
         if is_out_of_memory(error):
             ray.get(board.fail.remote(UnetRayError(memory_advice(plan, " ".join(str(error).split())[:200]))))
         # A rank whose neighbour died gets a RuntimeError from the process group: that is worth another try.
-        elif world_size == 1 or not isinstance(error, RuntimeError | OSError):
+        elif world_size == 1 or not isinstance(error, RuntimeError | ConnectionError):
             ray.get(board.fail.remote(error))
         raise
 
