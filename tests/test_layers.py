@@ -12,20 +12,25 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "unet_ray"
 MIDDLE = ("network", "numerics", "storage", "report")
 EVERYWHERE = {"errors", "geometry", "config"}
+# One palette: what is drawn, and the metadata that viewers draw by.
+COLOURED = {"storage", "report", "engine"}
 # What each floor may import of unet_ray, itself included.
 MAY_IMPORT = {
     "errors": set(),
+    "colours": set(),
     "geometry": {"geometry", "errors"},
     "config": {"config", "errors", "geometry"},
     "command": {"config", "errors"},
     **{floor: {floor} | EVERYWHERE for floor in MIDDLE},
     "engine": {"engine", "command", *MIDDLE} | EVERYWHERE,
 }
+for coloured in COLOURED:
+    MAY_IMPORT[coloured] |= {"colours"}
 LIBRARIES_NOT_FOR = {
     "ray": set(MAY_IMPORT) - {"engine"},
-    "torch": {"geometry", "config", "command", "errors", "report", "numerics", "storage"},
-    "zarr": {"geometry", "config", "command", "errors", "report", "numerics", "network"},
-    "numpy": {"geometry", "config", "command", "errors"},
+    "torch": {"geometry", "config", "command", "errors", "colours", "report", "numerics", "storage"},
+    "zarr": {"geometry", "config", "command", "errors", "colours", "report", "numerics", "network"},
+    "numpy": {"geometry", "config", "command", "errors", "colours"},
 }
 
 
@@ -93,6 +98,10 @@ def test_the_reader_of_import_statements_sees_them(tmp_path, monkeypatch):
         ("unet_ray.storage.patch_cache unet_ray.storage.segmentation unet_ray.storage.volume", "ray torch numba"),
         ("unet_ray.numerics.augment unet_ray.numerics.metrics", "ray torch zarr"),
         ("unet_ray.engine.view", "ray torch numba matplotlib"),
+        # While Ray starts there is time for the rest.
+        ("unet_ray.engine.evaluate", "ray.data torch numba matplotlib"),
+        # On workers.
+        ("unet_ray.engine.section_scoring unet_ray.engine.section_pictures", "ray.data torch matplotlib"),
         ("unet_ray.network.step unet_ray.network.predict", "ray zarr numba"),
     ],
 )

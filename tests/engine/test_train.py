@@ -152,7 +152,8 @@ def test_more_workers_take_the_steps_of_one(
         assert found["v_rand"] == pytest.approx(expected["v_rand"], abs=0.02)
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_killed_worker_is_replaced(
     finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path, workers: int
 ) -> None:
