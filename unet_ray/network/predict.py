@@ -1,7 +1,8 @@
 """Probabilities from windows of grey values: the forward pass that segmentation and validation share."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,21 @@ def hardware_precision(device: torch.device | str) -> Precision:
     else:
         native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return "bfloat16" if native else "float32"
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """Convolutions of float32 tensors are computed in float32 inside.
+
+    On a GPU PyTorch lets cuDNN take TensorFloat-32 for them, whose 10 bits of fraction make tiles of different
+    shapes differ by 1e-3 in probability.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class Predictor:
@@ -65,6 +81,7 @@ class Predictor:
             network = fold_batch_norm(network)
         self.network: nn.Module = network.to(self.device, TORCH_DTYPE[precision]).to(memory_format=self._layout)  # type: ignore[call-overload]
 
+    @torch.inference_mode()
     def __call__(self, windows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Membrane probability, or one probability per class where there are more than two.
 
@@ -74,32 +91,42 @@ class Predictor:
         Returns:
             (n, h - 2m, w - 2m) in 0..1; (n, k, h - 2m, w - 2m) for k > 2 classes. m is the margin.
         """
-        views = [
-            _turned_back(self.probability(self.logits(np.ascontiguousarray(_turned(windows, turn)))), turn)
-            for turn in _VIEWS[self.tta]
-        ]
-        found: npt.NDArray[np.float32] = views[0] if len(views) == 1 else np.mean(views, axis=0)
+        given, turns = torch.from_numpy(windows).to(self.device), _VIEWS[self.tta]
+        total: Tensor | None = None
+        # Turned and summed on the device: a GPU then gives back one picture, not eight.
+        for turn in turns:
+            view = _turned_back(self._probability(self._logits(_turned(given, turn).contiguous())), turn)
+            total = view if total is None else total + view
+        assert total is not None
+        found: npt.NDArray[np.float32] = (total if len(turns) == 1 else total / len(turns)).cpu().numpy()
         return found
 
     @torch.inference_mode()
     def logits(self, windows: npt.NDArray[np.uint8]) -> Tensor:
         """Logits (n, k, h - 2m, w - 2m), float32 on the device, of windows as `__call__` takes them."""
-        images = network_input(torch.from_numpy(windows).to(self.device))
-        found: Tensor = self.network(images.to(TORCH_DTYPE[self.precision], memory_format=self._layout))
-        return found.float()
+        return self._logits(torch.from_numpy(windows).to(self.device))
 
     @torch.inference_mode()
     def probability(self, logits: Tensor) -> npt.NDArray[np.float32]:
         """What `__call__` makes of logits."""
-        of = membrane_probability if self.config.classes <= 2 else class_probability
-        found: npt.NDArray[Any] = of(logits).cpu().numpy()
+        found: npt.NDArray[np.float32] = self._probability(logits).cpu().numpy()
         return found
 
+    def _logits(self, windows: Tensor) -> Tensor:
+        images = network_input(windows).to(TORCH_DTYPE[self.precision], memory_format=self._layout)
+        exact: AbstractContextManager[None] = true_float32() if self.precision == "float32" else nullcontext()
+        with exact:
+            found: Tensor = self.network(images)
+        return found.float()
 
-def _turned(values: npt.NDArray[Any], turn: int) -> npt.NDArray[Any]:
-    turned = np.rot90(values, turn % 4, axes=(-2, -1))
-    return turned[..., ::-1] if turn >= 4 else turned
+    def _probability(self, logits: Tensor) -> Tensor:
+        return (membrane_probability if self.config.classes <= 2 else class_probability)(logits)
 
 
-def _turned_back(values: npt.NDArray[Any], turn: int) -> npt.NDArray[Any]:
-    return np.rot90(values[..., ::-1] if turn >= 4 else values, -(turn % 4), axes=(-2, -1))
+def _turned(values: Tensor, turn: int) -> Tensor:
+    turned = torch.rot90(values, turn % 4, (-2, -1))
+    return turned.flip(-1) if turn >= 4 else turned
+
+
+def _turned_back(values: Tensor, turn: int) -> Tensor:
+    return torch.rot90(values.flip(-1) if turn >= 4 else values, -(turn % 4), (-2, -1))
