@@ -232,7 +232,7 @@ def by_plain_loop() -> Callable[..., Any]:
         layout = layout_for(opened.shape, tile_px, decode(data)[0], None, dtype=dtype)
         grey = intensity or IntensityMap.identity()
         job = Job(
-            opened, data, grey, Segmentation(str(output)), layout, threshold, threads=1, use_gpu=False, tta=tta,
+            opened, data, grey, Segmentation(str(output)), layout, threshold, threads=1, gpus_each=0, tta=tta,
             mask=open_mask(mask, opened) if mask else None,
         )  # fmt: skip
         job.output.create(layout, {"made_with": {}})

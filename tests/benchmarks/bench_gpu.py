@@ -35,7 +35,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bfloat16": {"precision": "bfloat16"},
     "bfloat16_channels_last": {"precision": "bfloat16", "channels_last": True},
     "float16_channels_last": {"precision": "float16", "channels_last": True},
-    "bfloat16_channels_last_compiled": {"precision": "bfloat16", "channels_last": True, "compile": True},
+    "bfloat16_channels_last_compiled": {"precision": "bfloat16", "channels_last": True, "compile": "default"},
+    "bfloat16_channels_last_graphs": {"precision": "bfloat16", "channels_last": True, "compile": "reduce-overhead"},
 }
 # (preset, side of a tile, tiles): what segmentation computes at once.
 TILES = (("default", 512, 1), ("default", 1024, 1), ("default", 512, 8), ("paper", 512, 1), ("paper", 1024, 1))
@@ -80,7 +81,7 @@ def measure_step(preset: str, patch_px: int, patches: int, options: dict[str, An
     counted = operations(network.eval(), image.shape)
     if options.get("channels_last"):
         network = network.to(memory_format=torch.channels_last)
-    wrapped = torch.compile(network) if options.get("compile") else network
+    wrapped = torch.compile(network, mode=options["compile"]) if "compile" in options else network
     batch = Batch(torch.from_numpy(image), torch.from_numpy(label), torch.ones(label.shape)).to("cuda")
     optimizer = make_optimizer(network, "adamw", 1e-4)
     average = WeightAverage(network, 0.99)
@@ -133,7 +134,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement, at least")
     parser.add_argument("--options", nargs="+", choices=OPTIONS, default=list(OPTIONS))
-    parser.add_argument("--precisions", nargs="+", default=["bfloat16", "float16", "float32"])
+    parser.add_argument("--steps", type=int, nargs="+", default=list(range(len(STEPS))), help="which of STEPS")
+    parser.add_argument("--precisions", nargs="*", default=["bfloat16", "float16", "float32"])
     config = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         raise SystemExit("bench_gpu.py needs a CUDA GPU; bench_step.py measures a CPU")
@@ -149,7 +151,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             line, measure_step(preset, patch_px, patches, OPTIONS[name], config.seconds)
         )
         for name in config.options
-        for preset, patch_px, patches in STEPS
+        for preset, patch_px, patches in (STEPS[number] for number in config.steps)
     }
     tiles = {
         (line := f"{preset} {count} x {tile_px} px, {precision}"): told(

@@ -155,7 +155,7 @@ def job_of(config: argparse.Namespace, folder: str) -> Job:
     asked = SegmentConfig(volume=volume.path, model=MODEL, output="none.zarr")
     return Job(
         volume, model, grey_levels(asked, volume, metadata), Segmentation("none.zarr"), layout, config.threshold,
-        threads=threads(config), use_gpu=config.use_gpu,
+        threads=threads(config), gpus_each=float(config.use_gpu),
     )  # fmt: skip
 
 

@@ -141,7 +141,7 @@ def job(
     layout = layout_for(volume.shape, 32, network_config("default", base_channels=2, depth=3), None)
     layout = replace(layout, blocks=BlockGrid(layout.blocks.tiles, (2, 2, 2)))
     output = Segmentation(str(tmp_path / "out.zarr"))
-    return Job(volume, model, IntensityMap.identity(), output, layout, 0.5, threads=1, use_gpu=False)
+    return Job(volume, model, IntensityMap.identity(), output, layout, 0.5, threads=1, gpus_each=0)
 
 
 def result(job: Job, block: int = 0) -> npt.NDArray[np.uint8]:

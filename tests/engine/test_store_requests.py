@@ -54,7 +54,7 @@ def make_job(
         layout = layout_for(SHAPE, TILE, decode(model)[0], (30.0, 4.0, 4.0), ((1, 2, 2),))
         job = Job(
             open_volume(f"{s3}/v.zarr"), model, IntensityMap.identity(), Segmentation(f"{s3}/{output}"), layout, 0.5,
-            threads=1, use_gpu=False,
+            threads=1, gpus_each=0,
         )  # fmt: skip
         job.output.claim(layout, {"made_with": {}})
         return pickle.loads(pickle.dumps(job))

@@ -54,7 +54,9 @@ class SegmentConfig(SegmentSettings):
     threads: Annotated[int, Field(ge=1)] | None = None
     """CPUs of each actor; None: 1, more where memory does not hold an actor per CPU, where --workers are fewer than CPUs, or beside a GPU, up to 4; resolved once and stored in the output."""
     use_gpu: bool = False
-    """One GPU per actor."""
+    """Predict on GPUs."""
+    workers_per_gpu: Annotated[int, Field(ge=1, le=16)] | None = None
+    """Actors that share a GPU: one reads, compresses and copies while another computes; None: one for every 4 CPUs beside it, up to 4."""
     tiles_at_once: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Tiles of one forward pass; auto: 1 on a CPU, measured on a GPU; resolved once and stored in the output."""
     accept_changed_volume: bool = False

@@ -24,6 +24,8 @@ from unet_ray.errors import ConfigError
 OBJECT_STORE_BYTES = 512 * 1024**2
 # Ray puts sockets below its folder, and a socket's path may have 107 bytes.
 LONGEST_TEMPORARY = 30
+# Actors that share a GPU unless told otherwise.
+MOST_PER_GPU = 4
 
 
 @contextlib.contextmanager
@@ -220,6 +222,23 @@ def fewest_threads(memory_each: int, most: int) -> int:
         return each * sum(node.fits(each, 0, memory_each) for node in nodes)
 
     return max(range(1, most + 1), key=lambda each: (taken(each), -each))
+
+
+def gpu_share(actors: int | None, cpus_each: int) -> tuple[float, int]:
+    """GPUs of each of several actors that share one, and how many actors the cluster's GPUs then hold.
+
+    Args:
+        actors: that share a GPU; None: one for every ``cpus_each`` CPUs beside it on the node that has fewest, from 1
+            to `MOST_PER_GPU`. More than there are CPUs for would be put on a node's first GPUs and leave others idle.
+        cpus_each: CPUs that an actor makes good use of.
+    """
+    nodes = [node for node in machines() if node.gpus]
+    if actors is None:
+        beside = min((node.cpus // node.gpus for node in nodes), default=0)
+        actors = min(MOST_PER_GPU, max(1, beside // cpus_each))
+    # Ray counts ten thousandths, to the nearest: seven times 0.1429 would be more than a GPU.
+    share = 10_000 // actors / 10_000
+    return share, sum(node.gpus * actors for node in nodes)
 
 
 def threads_each(workers: int, gpus_each: float = 0) -> int:

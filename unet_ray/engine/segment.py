@@ -19,7 +19,7 @@ from unet_ray.engine.pyramid import anything_missing, build_pyramid, make_masks
 from unet_ray.engine.segment_export import export_tiff
 from unet_ray.engine.segment_forecast import forecast
 from unet_ray.engine.segment_request import Request, open_request, take_over
-from unet_ray.engine.segment_start import begin, calibrated, probed, resolve_threads
+from unet_ray.engine.segment_start import begin, calibrated, probed, resolve_actors
 from unet_ray.engine.segment_worker import SegmentWorker
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.report.progress import Progress
@@ -107,15 +107,15 @@ def _make(request: Request, done: BlockSet, record: RunRecord) -> tuple[Request,
         InputError: the store of the output, or of the volume, does not answer any more.
         SeamError: tile by tile would not equal one piece.
     """
-    request = resolve_threads(request)
+    request = resolve_actors(request)
     if request.stored is None:
         request = begin(request)
     else:
         request.job.output.create(request.job.layout, request.stored)
     made, job, stored = Made(), request.job, request.stored or {}
     # Outputs of earlier versions do not tell.
-    memory = memory_to_ask_for(stored.get("worker_rss_bytes", 0), job.threads, request.gpus_each)
-    made.workers = record.workers = pool_size(request.config.workers, job.threads, request.gpus_each, memory)
+    memory = memory_to_ask_for(stored.get("worker_rss_bytes", 0), job.threads, job.gpus_each)
+    made.workers = record.workers = pool_size(request.config.workers, job.threads, job.gpus_each, memory)
     if any(block not in done for block in request.chosen()):
         made.outcome, made.began = _segment_blocks(request, done, record, memory)
     made.masks = make_masks(job.output, job.layout, request.config.threshold)
@@ -177,7 +177,7 @@ def _dry_run(request: Request) -> Summary:
     if not todo:
         return summary | {"note": "all blocks are done; nothing is left to forecast"}
     with cluster():
-        request = resolve_threads(request)
+        request = resolve_actors(request)
         if stored is None:
             request, _ = calibrated(request)
             todo = list(request.chosen())
@@ -186,8 +186,8 @@ def _dry_run(request: Request) -> Summary:
             precision, rss = found.certificate.precision, found.rss_bytes
         else:
             precision, rss = stored["made_with"]["precision"], stored.get("worker_rss_bytes", 0)
-        memory = memory_to_ask_for(rss, request.job.threads, request.gpus_each)
-        workers = pool_size(request.config.workers, request.job.threads, request.gpus_each, memory)
+        memory = memory_to_ask_for(rss, request.job.threads, request.job.gpus_each)
+        workers = pool_size(request.config.workers, request.job.threads, request.job.gpus_each, memory)
         summary |= forecast(request.job, precision, todo, workers, request.config.price_per_node_hour)
     return summary
 
@@ -233,7 +233,7 @@ def _segment_blocks(request: Request, done: BlockSet, record: RunRecord, memory_
             settled,
             workers=config.workers,
             cpus_each=job.threads,
-            gpus_each=request.gpus_each,
+            gpus_each=job.gpus_each,
             memory_each=memory_each,
             run_length=run_length(len(todo), record.workers, stored.get("block_seconds", 0.0)),
             stage="segment",

@@ -92,7 +92,7 @@ def measure(job: Job, precision: Precision, blocks: Sequence[int]) -> Measured:
 
 def measure_beside(job: Job, precision: Precision, todo: Sequence[int], workers: int) -> Measured:
     """`measure` on as many workers of one node as will share it: one alone has its caches and memory for itself."""
-    node, fitting = roomiest_node(job.threads, 1 if job.use_gpu else 0)
+    node, fitting = roomiest_node(job.threads, job.gpus_each)
     beside = max(1, min(workers, fitting, len(todo) // 2))
     chosen = spread(todo, beside * MOST_BLOCKS)
     calls = [(job, precision, chosen[first::beside]) for first in range(beside)]

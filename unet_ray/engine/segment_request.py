@@ -43,11 +43,6 @@ class Request:
     region: Box
     metadata: ModelMetadata
 
-    @property
-    def gpus_each(self) -> int:
-        """GPUs of an actor."""
-        return 1 if self.config.use_gpu else 0
-
     def chosen(self) -> BlockSet:
         """Blocks that the chosen sections of the region touch."""
         blocks = self.job.layout.blocks
@@ -99,8 +94,8 @@ def open_request(config: SegmentConfig) -> Request:
     voxel_nm = voxel_size(config, volume, metadata)
     layout = layout_for(volume.shape, tile_px, network, voxel_nm, factors, config.probability_dtype)
     job = Job(
-        volume, model, intensity, output, layout, config.threshold, threads=1, use_gpu=config.use_gpu, tta=config.tta,
-        tiles_at_once=1 if stored is None else stored.get("tiles_at_once", 1), mask=mask,
+        volume, model, intensity, output, layout, config.threshold, threads=1, gpus_each=float(config.use_gpu),
+        tta=config.tta, tiles_at_once=1 if stored is None else stored.get("tiles_at_once", 1), mask=mask,
     )  # fmt: skip
     return Request(config, job, asked, stored, sections, region, metadata)
 

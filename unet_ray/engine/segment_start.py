@@ -6,7 +6,7 @@ from typing import Any
 
 from unet_ray.config.network import layers
 from unet_ray.engine.calibration import Calibration
-from unet_ray.engine.cluster import fewest_threads, pool_size, threads_each
+from unet_ray.engine.cluster import fewest_threads, gpu_share, pool_size, threads_each
 from unet_ray.engine.segment_plan import layout_for, tile_sides
 from unet_ray.engine.segment_request import Request
 from unet_ray.engine.segment_worker import Probed, block_seconds, calibrate_on_worker, on_worker, probe_on_worker
@@ -19,36 +19,40 @@ from unet_ray.storage.segmentation import UNSAID
 MOST_THREADS = 4
 
 
-def resolve_threads(request: Request) -> Request:
-    """The request with the CPUs of an actor: what the output was begun with, else what was asked for, else the fastest.
+def resolve_actors(request: Request) -> Request:
+    """The request with the CPUs and the share of a GPU that an actor takes.
 
-    On CPUs that is one, and an actor for each of them as far as memory allows: several threads of a network wait for
-    each other at each layer, so that whatever else runs on one CPU is lost on all.
+    CPUs are those that the output was begun with, else what was asked for, else the fastest. Without a GPU that is one,
+    and an actor for each CPU as far as memory allows: several threads of a network wait for each other at each layer,
+    so that whatever else runs on one CPU is lost on all. Beside a GPU reading and compressing want `MOST_THREADS`.
 
     Raises:
         ConfigError: an actor fits on no node.
     """
     config, job, stored = request.config, request.job, request.stored
+    gpus_each, on_gpus = 0.0, 0
+    if config.use_gpu:
+        gpus_each, on_gpus = gpu_share(config.workers_per_gpu, config.threads or MOST_THREADS)
     if stored is not None:
         threads = int(stored["threads"])
     elif config.threads is not None:
         threads = config.threads
     else:
-        threads = min(MOST_THREADS, threads_each(config.workers or 1, gpus_each=request.gpus_each))
+        threads = min(MOST_THREADS, threads_each(config.workers or max(1, on_gpus), gpus_each))
         if not config.use_gpu and config.workers is None:
             network, _, _ = decode(job.model)
             sides = tile_sides(job.volume.shape, pooling_factor(layers(network)))
             side = sides[-1] if config.tile_px == "auto" else job.layout.blocks.tiles.tile[2]
             inner = next(legal_output_sides(layers(network), at_least=side + 2 * job.crop))
             threads = fewest_threads(predicting_bytes(network, inner), threads)
-    pool_size(config.workers, cpus_each=threads, gpus_each=request.gpus_each)
-    return replace(request, job=replace(job, threads=threads))
+    pool_size(config.workers, cpus_each=threads, gpus_each=gpus_each)
+    return replace(request, job=replace(job, threads=threads, gpus_each=gpus_each))
 
 
 def calibrated(request: Request) -> tuple[Request, Calibration]:
     """The request for a new output, cut into tiles as suits the hardware of a worker that will compute."""
     config, job = request.config, request.job
-    if config.tile_px != "auto" and (config.tiles_at_once != "auto" or not job.use_gpu):
+    if config.tile_px != "auto" and (config.tiles_at_once != "auto" or not job.gpus_each):
         found = Calibration(config.tile_px, 1 if config.tiles_at_once == "auto" else config.tiles_at_once, {})
     else:
         found = on_worker(job, calibrate_on_worker, job, config.precision, config.tile_px, config.tiles_at_once)

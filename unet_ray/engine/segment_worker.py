@@ -48,10 +48,15 @@ class Job:
     layout: SegmentationLayout
     threshold: float
     threads: int
-    use_gpu: bool
+    gpus_each: float
     tta: Tta = "none"
     tiles_at_once: int = 1
     mask: MaskVolume | None = None
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where its workers compute."""
+        return "cuda" if self.gpus_each else "cpu"
 
     @property
     def crop(self) -> int:
@@ -68,7 +73,7 @@ class Job:
         torch.set_num_threads(self.threads)
         keep_freed_memory()
         config, state, _ = decode(self.model)
-        return Predictor(config, state, "cuda" if self.use_gpu else "cpu", precision, self.tta)
+        return Predictor(config, state, self.device, precision, self.tta)
 
 
 class SegmentWorker:
@@ -222,7 +227,7 @@ def on_workers(
     Raises:
         UnetRayError: memory ran out; other errors as they were raised.
     """
-    task = ray.remote(num_cpus=job.threads, num_gpus=1 if job.use_gpu else 0)(function)
+    task = ray.remote(num_cpus=job.threads, num_gpus=job.gpus_each)(function)
     if node is not None:
         task = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True))
     references = [task.remote(*arguments) for arguments in calls]
@@ -238,11 +243,10 @@ def calibrate_on_worker(
     job: Job, precision: str, tile_px: int | Literal["auto"], tiles_at_once: int | Literal["auto"]
 ) -> Calibration:
     """Tile side and tiles at once that suit this worker's hardware; what is given is kept."""
-    device = "cuda" if job.use_gpu else "cpu"
-    resolved: Precision = hardware_precision(device) if precision == "auto" else precision  # type: ignore[assignment]
+    resolved: Precision = hardware_precision(job.device) if precision == "auto" else precision  # type: ignore[assignment]
     predictor = job.predictor(resolved)
     return calibrate(
-        predictor, job.volume.shape, predictor.config, device,
+        predictor, job.volume.shape, predictor.config, job.device,
         tile_px=None if tile_px == "auto" else tile_px,
         tiles_at_once=None if tiles_at_once == "auto" else tiles_at_once,
     )  # fmt: skip
@@ -267,8 +271,7 @@ class Probed:
 
 def probe_on_worker(job: Job, asked: str) -> Probed:
     """Precision, seam certificate, hardware and a first idea of the speed."""
-    device = "cuda" if job.use_gpu else "cpu"
-    wanted: Precision = hardware_precision(device) if asked == "auto" else asked  # type: ignore[assignment]
+    wanted: Precision = hardware_precision(job.device) if asked == "auto" else asked  # type: ignore[assignment]
     predictors: dict[Precision, Predictor] = {}
     rates: dict[Precision, float] = {}
 
@@ -288,6 +291,6 @@ def probe_on_worker(job: Job, asked: str) -> Probed:
         predict, job.read, tiles, box, crop=job.crop, threshold=job.threshold, precision=wanted,
         may_fall_back=asked == "auto",
     )  # fmt: skip
-    name = torch.cuda.get_device_name() if job.use_gpu else torch.backends.cpu.get_cpu_capability()
+    name = torch.cuda.get_device_name() if job.gpus_each else torch.backends.cpu.get_cpu_capability()
     hardware = f"{name}, torch {torch.__version__}"
     return Probed(certificate, hardware, rates[certificate.precision], peak_rss_bytes())
