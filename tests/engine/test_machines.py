@@ -69,26 +69,30 @@ def test_threads_are_what_all_workers_find_room_for(
 
 
 @pytest.mark.parametrize(
-    ("given", "asked", "each", "together"),
+    ("given", "asked", "workers", "each", "together"),
     [
-        ([(16, 1)], None, 0.25, 4),
-        ([(8, 0), (8, 1)], None, 0.5, 2),
-        ([(64, 1)], None, 0.25, 4),
-        ([(2, 1)], None, 1, 1),
+        ([(16, 1)], None, None, 0.25, 4),
+        ([(8, 0), (8, 1)], None, None, 0.5, 2),
+        ([(64, 1)], None, None, 0.25, 4),
+        ([(2, 1)], None, None, 1, 1),
         # On the second node four actors on one GPU would leave the other three idle.
-        ([(16, 1), (8, 4)], None, 1, 5),
-        ([(8, 2)], 7, 0.1428, 14),
-        ([(8, 0)], None, 1, 0),
+        ([(16, 1), (8, 4)], None, None, 1, 5),
+        # So would two workers in all that shared the first of two GPUs.
+        ([(16, 2)], None, 2, 1, 2),
+        ([(16, 2)], None, 3, 0.5, 4),
+        ([(8, 2)], 7, None, 0.1428, 14),
+        ([(8, 0)], None, 2, 1, 0),
     ],
 )
 def test_a_gpu_is_shared_by_as_many_actors_as_have_cpus_beside_it(
-    monkeypatch: pytest.MonkeyPatch, given: list[tuple[int, int]], asked: int | None, each: float, together: int
-) -> None:
+    monkeypatch: pytest.MonkeyPatch, given: list[tuple[int, int]], asked: int | None, workers: int | None,
+    each: float, together: int,
+) -> None:  # fmt: skip
     from unet_ray.engine.cluster import gpu_share
     from unet_ray.engine.machines import Machine
 
     nodes(monkeypatch, *given)
-    assert gpu_share(asked, 4) == (each, together)
+    assert gpu_share(asked, 4, workers) == (each, together)
     assert sum(Machine(64, gpus).fits(1, each) for _, gpus in given) == together
 
 

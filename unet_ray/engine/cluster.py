@@ -224,18 +224,22 @@ def fewest_threads(memory_each: int, most: int) -> int:
     return max(range(1, most + 1), key=lambda each: (taken(each), -each))
 
 
-def gpu_share(actors: int | None, cpus_each: int) -> tuple[float, int]:
+def gpu_share(actors: int | None, cpus_each: int, workers: int | None = None) -> tuple[float, int]:
     """GPUs of each of several actors that share one, and how many actors the cluster's GPUs then hold.
 
     Args:
         actors: that share a GPU; None: one for every ``cpus_each`` CPUs beside it on the node that has fewest, from 1
-            to `MOST_PER_GPU`. More than there are CPUs for would be put on a node's first GPUs and leave others idle.
+            to `MOST_PER_GPU`. Ray fills a node's first GPU before the next: with more than there are CPUs or workers
+            for, others would be idle.
         cpus_each: CPUs that an actor makes good use of.
+        workers: actors in all; None: as many as fit.
     """
     nodes = [node for node in machines() if node.gpus]
     if actors is None:
         beside = min((node.cpus // node.gpus for node in nodes), default=0)
         actors = min(MOST_PER_GPU, max(1, beside // cpus_each))
+        if workers is not None:
+            actors = min(actors, -(-workers // max(1, sum(node.gpus for node in nodes))))
     # Ray counts ten thousandths, to the nearest: seven times 0.1429 would be more than a GPU.
     share = 10_000 // actors / 10_000
     return share, sum(node.gpus * actors for node in nodes)

@@ -32,7 +32,7 @@ def resolve_actors(request: Request) -> Request:
     config, job, stored = request.config, request.job, request.stored
     gpus_each, on_gpus = 0.0, 0
     if config.use_gpu:
-        gpus_each, on_gpus = gpu_share(config.workers_per_gpu, config.threads or MOST_THREADS)
+        gpus_each, on_gpus = gpu_share(config.workers_per_gpu, config.threads or MOST_THREADS, config.workers)
     if stored is not None:
         threads = int(stored["threads"])
     elif config.threads is not None:
