@@ -48,19 +48,20 @@ def hosts(session_hosts: Hosts) -> Iterator[Hosts]:
 
 
 @pytest.fixture(scope="session")
-def labelled_at() -> Callable[[Path], Labelled]:
-    """A small labelled stack in a folder that every host sees, as flags of the augment job."""
+def labelled_at() -> Callable[..., Labelled]:
+    """labelled_at(folder, side=160): a small labelled stack where every host sees it, as flags of the augment job."""
 
-    def make(folder: Path) -> Labelled:
-        made = phantom_block(Box.of_shape((6, 160, 160)), 4)
+    def make(folder: Path, side: int = 160) -> Labelled:
+        folder.mkdir(exist_ok=True)
+        made = phantom_block(Box.of_shape((6, side, side)), 4)
         for name, values in (("images", made.image), ("labels", made.membrane * np.uint8(255))):
-            zarr.create_array(f"{folder}/{name}.zarr", data=values, chunks=(1, 160, 160))
+            zarr.create_array(f"{folder}/{name}.zarr", data=values, chunks=(1, side, side))
         return {"images": (f"{folder}/images.zarr",), "labels": (f"{folder}/labels.zarr",)}
 
     return make
 
 
 @pytest.fixture(scope="session")
-def labelled(session_hosts: Hosts, labelled_at: Callable[[Path], Labelled]) -> Labelled:
+def labelled(session_hosts: Hosts, labelled_at: Callable[..., Labelled]) -> Labelled:
     """The stack of `labelled_at`, where the hosts of the session see it."""
     return labelled_at(session_hosts.folder)

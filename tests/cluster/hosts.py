@@ -244,6 +244,13 @@ def wait_for(what: Callable[[], Any], seconds: float, every: float = 0.1) -> Any
         time.sleep(every)
 
 
+def noticed(hosts: Hosts, host: Host, record: Callable[[str, object], None]) -> None:
+    """Wait until Ray takes a host for dead, and keep how long that took."""
+    began = time.time()
+    wait_for(lambda: host.address not in hosts.alive(), 60)
+    record("seconds until Ray noticed", round(time.time() - began, 1))
+
+
 @contextlib.contextmanager
 def hosts_with_ray(count: int) -> Iterator[Hosts]:
     """A Ray cluster over some hosts, the first its head."""

@@ -19,7 +19,6 @@ def recipe(labelled: Labelled, variants: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.slow
 def test_wrong_input_fails_the_job_with_its_exit_code_and_a_sentence(hosts: Hosts) -> None:
     """In a quarter of a minute."""
     job = Job(hosts.workers[0], "segment", *flags(volume="/none.zarr", model="/none", output=f"{hosts.folder}/none"))
