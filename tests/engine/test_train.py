@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 
+from unet_ray.config.network import layers, network_config
 from unet_ray.config.train import TrainConfig
 from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, TrainingDivergedError, VolumeError
-from unet_ray.network.model_file import TrainingSection, decode, encode
+from unet_ray.geometry.receptive_field import halo_px, margin_px
+from unet_ray.network.model_file import ModelMetadata, Normalisation, TrainingSection, decode, encode
 from unet_ray.network.summary import PROCESS_BYTES
-from unet_ray.network.unet import network_from_state
+from unet_ray.network.unet import new_network
 from unet_ray.storage.patch_cache import CachePlan, Patch, PatchCache
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
@@ -34,25 +36,32 @@ MADE_WITH = {
 }
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+def make_cache(path: str, context: int = 0) -> str:
     """Seven patches and two validation sections whose membrane is simply what is dark."""
-    path = str(tmp_path_factory.mktemp("train") / "cache.zarr")
-    made = PatchCache(path)
-    plan = made.create_or_extend(CachePlan(7, 32, 0, 1, 4, 2, (40, 48)), MADE_WITH)
+    made, channels = PatchCache(path), 1 + 2 * context
+    plan = made.create_or_extend(
+        CachePlan(7, 32, 0, channels, 4, 2, (40, 48)), MADE_WITH | {"context_sections": context}
+    )
     rng = np.random.default_rng(0)
 
     def patches(count: int, height: int, width: int) -> Patch:
         coarse = rng.random((count, 1, height // 8, width // 8)) < 0.3
         label = np.kron(coarse, np.ones((8, 8))).astype(np.uint8)
         image = (200 - 120 * label + rng.integers(-30, 30, label.shape)).astype(np.uint8)
-        return Patch(image, label[:, 0], rng.uniform(0.5, 3, label[:, 0].shape).astype(np.float16))
+        near = rng.integers(0, 256, (count, channels, height, width), dtype=np.uint8)
+        near[:, context] = image[:, 0]
+        return Patch(near, label[:, 0], rng.uniform(0.5, 3, label[:, 0].shape).astype(np.float16))
 
     for shard in range(plan.shards):
         made.put(plan, "train", shard, patches(len(plan.patches_of(shard)), 32, 32))
     for number in range(plan.validation):
         made.put(plan, "validation", number, patches(1, 40, 48))
     return path
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_cache(str(tmp_path_factory.mktemp("train") / "cache.zarr"))
 
 
 def config(cache: str, run: Path, **changes: Any) -> TrainConfig:
@@ -213,8 +222,12 @@ def _ancestors(pid: int) -> set[int]:
     return seen
 
 
-def test_killed_driver_continues(finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path) -> None:
-    """SIGKILL of the whole job in the middle of an epoch; the same command goes on from there."""
+def test_killed_driver_continues(
+    finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SIGKILL of the whole job in the middle of an epoch; the same settings go on from there."""
+    from unet_ray.engine.train import train
+
     run = tmp_path / "run"
     command = [
         sys.executable, str(JOBS / "train.py"), "--cache", cache, "--run", str(run), "--base-channels", "2",
@@ -236,9 +249,9 @@ def test_killed_driver_continues(finished: tuple[Path, dict[str, Any]], cache: s
     half = run / "checkpoints" / "checkpoint_2999-01-01_00-00-00.000000"
     half.mkdir()
     (half / "state.pt").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    second = subprocess.run(command, capture_output=True, text=True, timeout=180)
-    assert second.returncode == 0, second.stderr
-    assert "default network, " in second.stderr
+    capfd.readouterr()
+    train(config(cache, run, checkpoint_every_steps=2))
+    assert "default network, " in capfd.readouterr().err
     assert [row["step"] for row in rows(run) if row["event"] == "step"] == list(range(9))
     assert losses(run) == losses(finished[0])
     for name, expected in weights(finished[0]).items():
@@ -256,22 +269,6 @@ def test_fine_tuning_starts_from_the_model(finished: tuple[Path, dict[str, Any]]
             torch.testing.assert_close(weights(tmp_path / "tuned")[name], start, rtol=0, atol=1e-5, msg=name)
     with pytest.raises(ModelFileError, match="another network: base_channels 2"):
         train(config(cache, tmp_path / "wider", initial_model=model, base_channels=4))
-
-
-def test_fine_tuning_does_not_forget_what_the_model_has_seen(
-    finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path
-) -> None:
-    from unet_ray.engine.train import train
-
-    network, state, metadata = decode((finished[0] / "model.safetensors").read_bytes())
-    seen = [("aa", "train"), ("cc", "train"), ("ee", "train"), ("ff", "validation")]
-    before = tuple(TrainingSection(fingerprint=f, stack=0, section=z, role=r) for z, (f, r) in enumerate(seen))
-    begun_from = tmp_path / "begun-from.safetensors"
-    update = {"training_sections": before}
-    begun_from.write_bytes(encode(network_from_state(network, state), metadata.model_copy(update=update)))
-    train(config(cache, tmp_path / "run", initial_model=str(begun_from), epochs=1))
-    after = decode((tmp_path / "run" / "model.safetensors").read_bytes())[2].training_sections
-    assert [(s.fingerprint, s.role) for s in after] == [("aa", "train"), ("cc", "validation"), *seen[1:]]
 
 
 @pytest.mark.slow
@@ -314,22 +311,54 @@ def test_divergence_stops_with_a_sentence(cache: str, ray_cluster: None, tmp_pat
         train(config(cache, tmp_path / "run", optimizer="sgd", schedule="constant", learning_rate=1e30))
 
 
-def test_the_best_model_is_chosen_by_the_score_asked_for(cache: str, ray_cluster: None, tmp_path: Path) -> None:
-    """A rate so high that later epochs are worse; accumulation, averaging, clipping and Dice take part."""
+SEEN = [("aa", "train"), ("cc", "train"), ("ee", "train"), ("ff", "validation")]
+
+
+@pytest.fixture(scope="module")
+def tuned(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run in which context sections, a first model, accumulation, averaging, clipping and Dice take part.
+
+    Its rate is so high that later epochs are worse.
+    """
     from unet_ray.engine.train import train
 
+    folder = tmp_path_factory.mktemp("tuned")
+    network = network_config("default", base_channels=2, depth=2, in_channels=3)
+    before = tuple(TrainingSection(fingerprint=f, stack=0, section=z, role=r) for z, (f, r) in enumerate(SEEN))
+    listed = layers(network)
+    metadata = ModelMetadata(
+        network=network, normalisation=Normalisation(low=0, high=255, dtype="uint8"), halo_px=halo_px(listed),
+        margin_px=margin_px(listed), context_sections=1, training_sections=before,
+    )  # fmt: skip
+    (folder / "first").write_bytes(encode(new_network(network, 5), metadata))
     settings = {
         "best_by": "dice", "epochs": 4, "learning_rate": 0.1, "schedule": "constant", "micro_batch": 1,
-        "ema_decay": 0.5, "max_gradient_norm": 1.0, "dice_weight": 1.0,
+        "ema_decay": 0.5, "max_gradient_norm": 1.0, "dice_weight": 1.0, "initial_model": f"{folder}/first",
     }  # fmt: skip
-    summary = train(config(cache, tmp_path / "run", **settings))
-    found = [row["dice"] for row in validations(tmp_path / "run")]
+    cache = make_cache(f"{folder}/cache.zarr", context=1)
+    return folder / "run", train(config(cache, folder / "run", **settings))
+
+
+def test_the_best_model_is_chosen_by_the_score_asked_for(tuned: tuple[Path, dict[str, Any]]) -> None:
+    run, summary = tuned
+    found = [row["dice"] for row in validations(run)]
     assert len(set(found)) > 1
     assert summary["best_epoch"] == int(np.argmax(found))
-    kept = decode((tmp_path / "run" / "model.safetensors").read_bytes())[2].training
+    kept = decode((run / "model.safetensors").read_bytes())[2].training
     assert kept["epoch"] == summary["best_epoch"]
     assert kept["validation"] == summary["validation"]
-    assert {"loss_cross_entropy", "loss_dice"} <= rows(tmp_path / "run")[0].keys()
+    assert {"loss_cross_entropy", "loss_dice"} <= rows(run)[0].keys()
+
+
+def test_context_sections_reach_the_model(tuned: tuple[Path, dict[str, Any]]) -> None:
+    network, state, metadata = decode((tuned[0] / "model.safetensors").read_bytes())
+    assert (network.in_channels, metadata.context_sections) == (3, 1)
+    assert state["down.0.0.weight"].shape[1] == 3
+
+
+def test_fine_tuning_does_not_forget_what_the_model_has_seen(tuned: tuple[Path, dict[str, Any]]) -> None:
+    after = decode((tuned[0] / "model.safetensors").read_bytes())[2].training_sections
+    assert [(s.fingerprint, s.role) for s in after] == [("aa", "train"), ("cc", "validation"), *SEEN[1:]]
 
 
 def test_validation_is_what_segmentation_gives(
@@ -354,23 +383,6 @@ def test_validation_is_what_segmentation_gives(
     scores = evaluate(EvaluateConfig(prediction=str(tmp_path / "out.zarr"), labels=labels, label_kind="membrane"))
     for name in ("pixel_mismatch", "pixel_error", "dice", "v_rand", "v_info"):
         assert scores[name] == pytest.approx(summary["validation"][name], abs=1e-12), name
-
-
-def test_context_sections_reach_the_model(ray_cluster: None, tmp_path: Path) -> None:
-    from unet_ray.engine.train import train
-
-    path = str(tmp_path / "cache.zarr")
-    made = PatchCache(path)
-    plan = made.create_or_extend(CachePlan(2, 32, 0, 3, 2, 1, (40, 48)), MADE_WITH | {"context_sections": 1})
-    rng = np.random.default_rng(0)
-    for split, count, sides in (("train", 2, (32, 32)), ("validation", 1, (40, 48))):
-        label = rng.integers(0, 2, (count, *sides), dtype=np.uint8)
-        image = rng.integers(0, 256, (count, 3, *sides), dtype=np.uint8)
-        made.put(plan, split, 0, Patch(image, label, np.ones(label.shape, np.float16)))
-    train(config(path, tmp_path / "run", epochs=1))
-    network, state, metadata = decode((tmp_path / "run" / "model.safetensors").read_bytes())
-    assert (network.in_channels, metadata.context_sections) == (3, 1)
-    assert state["down.0.0.weight"].shape[1] == 3
 
 
 @pytest.mark.slow

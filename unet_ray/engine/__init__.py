@@ -20,3 +20,7 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 # tensor, whatever `keep_freed_memory` says: only the first heap of a process keeps. With one heap for all threads a
 # forward pass on a CPU is about a tenth faster.
 os.environ.setdefault("MALLOC_ARENA_MAX", "1")
+if "RAY_ADDRESS" not in os.environ:
+    # An embedded Ray: its log monitor would look for new files ten times a second, and nobody reads what it finds.
+    os.environ.setdefault("RAY_LOG_MONITOR_MANY_FILES_THRESHOLD", "0")
+    os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "60")
