@@ -10,8 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from unet_ray.config.segment import SegmentConfig
-from unet_ray.engine import segment_plan
+from unet_ray.engine import pyramid, segment_plan
 from unet_ray.engine.segment import segment
+from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.numerics.downsample import downsample
 from unet_ray.storage.segmentation import MASK
 from unet_ray.storage.volume import open_volume
@@ -45,9 +46,11 @@ def small_levels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def made(asked: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Its levels are made by a pool of actors, those of the other tests by one process."""
     out = tmp_path_factory.mktemp("made") / "out.zarr"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segment_plan, "LARGEST_CHUNK_PX", 16)
+        patch.setattr(pyramid, "POOL_SECONDS", 0)
         return out, segment(SegmentConfig(**asked | {"workers": 2}, output=str(out)))
 
 
@@ -130,3 +133,11 @@ def test_a_new_threshold_rewrites_every_levels_mask(
     assert {key for key in before if before[key] != after[key]} == {key for key in before if key.startswith(MASK)}
     for number in LEVELS:
         assert np.array_equal(level(output, number, MASK), level(output, number) > 0.56 * 255)
+
+
+def test_few_blocks_are_those_that_one_process_makes_before_others_have_started() -> None:
+    small = BlockGrid(TileGrid((2, 160, 160), (1, 16, 16)), (1, 1, 1))
+    large = BlockGrid(TileGrid((40, 4096, 4096), (1, 1024, 1024)), (4, 1, 1))
+    assert (small.write_box(0).voxels, large.write_box(0).voxels) == (256, 4 * 2**20)
+    assert [pyramid._are_few(small, list(range(count))) for count in (1, 62, 63)] == [True, True, False]
+    assert [pyramid._are_few(large, list(range(count))) for count in (1, 7, 8)] == [True, True, False]

@@ -46,7 +46,9 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def test_end_to_end(config: Path, tmp_path: Path, run_job: Callable[..., Any]) -> None:
+def test_end_to_end(
+    config: Path, tmp_path: Path, run_job: Callable[..., Any], call_job: Callable[..., Any], ray_cluster: None
+) -> None:
     ended = run_job("pipeline", "--config", config)
     assert ended.code == 0, ended.err
     summary = json.loads(ended.out.splitlines()[-1])
@@ -104,7 +106,7 @@ def test_end_to_end(config: Path, tmp_path: Path, run_job: Callable[..., Any]) -
 
     before = {path: path.stat().st_mtime_ns for path in run.rglob("c/**/*") if path.is_file()}
     assert len(before) > 20
-    again = run_job("pipeline", "--config", config)
+    again = call_job("pipeline", "--config", config)
     assert again.code == 0, again.err
     repeated = json.loads(again.out.splitlines()[-1])
     assert (repeated["augment"]["patches_written"], repeated["segment"]["blocks_written"]) == (0, 0)
