@@ -145,11 +145,15 @@ def test_a_finished_run_is_exported(finished: tuple[Path, dict[str, Any]], cache
     assert b"probability" in (tmp_path / "new" / "membrane.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 3])
 def test_more_workers_take_the_steps_of_one(
     finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path, workers: int
 ) -> None:
-    """The last batch of an epoch has one patch, so that other workers have none."""
+    """The last batch of an epoch has one patch, so that other workers have none.
+
+    In a minute. Two workers of a real job are also compared with plain steps where hosts are lost.
+    """
     from unet_ray.engine.train import train
 
     train(config(cache, tmp_path / "more", workers=workers))
