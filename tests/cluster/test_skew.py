@@ -52,7 +52,7 @@ def test_a_host_that_joins_with_other_code_gets_no_work(
     """In a minute each: the job goes on without it, and loses nothing."""
     cache = hosts.folder / f"joined-{code}"
     settings = flags(
-        **labelled, label_kind="membrane", variants=600, patch_px=256, patches_per_shard=4, validation_sections=("2",),
+        **labelled, label_kind="membrane", variants=1000, patch_px=256, patches_per_shard=4, validation_sections=("2",),
         cache=cache,
     )  # fmt: skip
     job = Job(hosts.head, "augment", *settings, submit=False)
@@ -64,7 +64,7 @@ def test_a_host_that_joins_with_other_code_gets_no_work(
     ended = job.wait(240)
     stranger.power_off()
     assert ended.code == 0, ended.said
-    assert (ended.summary["status"], ended.summary["patches_written"]) == ("complete", 3000)
+    assert (ended.summary["status"], ended.summary["patches_written"]) == ("complete", 5000)
     assert f"cluster: node {stranger.address} has joined and gets no work" in ended.said
     assert "Traceback" not in ended.said
 

@@ -1,5 +1,7 @@
 """A store that is slow, breaks connections, cuts answers off or refuses: asked again, or told in one sentence."""
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, get_args
@@ -235,3 +237,33 @@ def test_who_may_read_but_not_write_is_told_so(s3: str, s3_proxy: FaultProxy) ->
         assert str(caught.value) == wanted
         assert time.monotonic() - began < 0.4  # asked once
         assert not store_client.is_away(caught.value)
+
+
+OPEN = """
+import atexit, sys, time
+atexit.register(time.sleep, 2)  # a process with more to end, after zarr's own end
+from unet_ray.errors import VolumeError
+from unet_ray.storage.volume import open_volume
+try:
+    open_volume(sys.argv[1])
+except VolumeError as error:
+    print(error)
+"""
+
+
+def test_answers_after_a_refusal_leave_no_traceback(s3: str, s3_proxy: FaultProxy) -> None:
+    """zarr asks for several names at once: a process may end with the first refusal, before the other answers."""
+    began: list[str] = []
+
+    def refuse(kind: str, key: str) -> Fault | None:
+        began.append(key)
+        if len(began) > 1:
+            time.sleep(1)
+        return "forbidden"
+
+    s3_proxy.choose = refuse
+    ended = subprocess.run([sys.executable, "-c", OPEN, f"{s3}/v.zarr"], capture_output=True, text=True, timeout=60)
+    assert len(began) > 1
+    assert ended.returncode == 0
+    assert "403 AccessDenied" in ended.stdout
+    assert ended.stderr == ""

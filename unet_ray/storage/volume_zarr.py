@@ -1,5 +1,7 @@
 """zarr arrays and OME-Zarr groups as volumes."""
 
+import asyncio
+import contextlib
 import difflib
 import hashlib
 import json
@@ -10,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.core.sync import sync
 
 from unet_ray.errors import VolumeError
 from unet_ray.geometry.box import Box
@@ -20,6 +23,8 @@ from unet_ray.storage.ome_metadata import Level, find_level
 from unet_ray.storage.volume import Volume
 
 _NAMES_SHOWN = 8
+# Far more than a refusal takes; a store that stays silent has been waited for already.
+_SETTLE_SECONDS = 5.0
 
 Node = TypeVar("Node")
 
@@ -129,7 +134,7 @@ class ZarrVolume(Volume):
     def _read_inside(self, box: Box) -> NDArray[Any]:
         spatial = box.slices[1:] if self._flat else box.slices
         try:
-            block = store_client.ask(self.where, lambda: self._opened()[self._leading + spatial])
+            block = _ask(self.where, lambda: self._opened()[self._leading + spatial])
         # zarr hands on whatever its codecs and stores raise.
         except Exception as error:
             last = box.stop[0] - 1
@@ -156,9 +161,29 @@ def _open_node(path: str, where: str, version: Literal[2, 3] | None = None) -> "
     return _opening(path, where, lambda: zarr.open(open_objects(where).zarr_store(), mode="r", zarr_format=version))
 
 
-def _opening(path: str, where: str, request: Callable[[], Node]) -> Node:
+def _ask(where: str, request: Callable[[], Node]) -> Node:
+    """What zarr returns, as `store_client.ask` has it.
+
+    zarr asks for several names or chunks at once, and fails with the first. What the others come to is waited for: an
+    answer that finds Python at its end, with zarr's event loop closed, would come out as a traceback.
+    """
     try:
         return store_client.ask(where, request)
+    except Exception:
+        with contextlib.suppress(Exception):
+            sync(_others_end(), timeout=2 * _SETTLE_SECONDS)
+        raise
+
+
+async def _others_end() -> None:
+    current = asyncio.current_task()
+    if others := [task for task in asyncio.all_tasks() if task is not current]:
+        await asyncio.wait(others, timeout=_SETTLE_SECONDS)
+
+
+def _opening(path: str, where: str, request: Callable[[], Node]) -> Node:
+    try:
+        return _ask(where, request)
     except FileNotFoundError as error:
         raise VolumeError(f"cannot find a zarr array or group at {path}; check the path") from error
     # Metadata that is no JSON, of an unknown version or codec, a store that does not answer.
