@@ -1,6 +1,5 @@
 """How often the object store is asked: no more than a block needs."""
 
-import pickle
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import zarr
 from zarr.storage import ObjectStore
 
 from tests.fault_proxy import FaultProxy, at_random
+from tests.shipped import shipped
 from unet_ray.config.augment import AugmentConfig
 from unet_ray.engine.augment_plan import prepare
 from unet_ray.engine.augment_worker import AugmentWorker
@@ -57,7 +57,7 @@ def make_job(
             threads=1, gpus_each=0,
         )  # fmt: skip
         job.output.claim(layout, {"made_with": {}})
-        return pickle.loads(pickle.dumps(job))
+        return shipped(job)
 
     return make
 
@@ -124,7 +124,7 @@ def test_a_patch_cache_puts_each_shard_once(
     cache.create_or_extend(plan.cache, made_with)
     blocks = plan.cache.blocks
     assert blocks >= 3
-    worker = pickle.loads(pickle.dumps(AugmentWorker(cache, plan)))
+    worker = shipped(AugmentWorker(cache, plan))
     s3_proxy.requests.clear()
     done(worker, range(blocks))
     # Image, label and weight of each block; each section's chunk of images and labels; their metadata.

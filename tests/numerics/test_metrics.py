@@ -1,5 +1,4 @@
 import json
-import pickle
 
 import numpy as np
 import pytest
@@ -7,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from tests.shipped import shipped
 from unet_ray.errors import LabelError, VolumeError
 from unet_ray.numerics.border_thinning import thin_borders
 from unet_ray.numerics.contingency import label_cells, overlap_sums, segments_of
@@ -72,7 +72,7 @@ def test_without_any_membrane_dice_is_1():
 def test_scores_travel_and_print():
     rng = np.random.default_rng(1)
     scores = score_section(rng.random((20, 30), np.float32), rng.random((20, 30)) > 0.3)
-    there = pickle.loads(pickle.dumps(scores))
+    there = shipped(scores)
     assert there.to_json() == scores.to_json()
     written = json.loads(json.dumps(scores.to_json()))
     assert written["shape"] == [20, 30]

@@ -1,6 +1,5 @@
 """A mask holds the voxels that its own resolution says, however it is stored."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.shipped import shipped
 from unet_ray.errors import VolumeError
 from unet_ray.geometry.box import Box
 from unet_ray.storage.mask_volume import MaskVolume, open_mask
@@ -65,7 +65,7 @@ def test_any_format_and_level(volume: Volume, tmp_path: Path) -> None:
     for path in ("mask.tif", "mask.zarr"):
         mask = open_mask(str(tmp_path / path), volume)
         assert mask.factor == (1, 4, 1)
-        assert np.array_equal(pickle.loads(pickle.dumps(mask)).inside(everything), whole)
+        assert np.array_equal(shipped(mask).inside(everything), whole)
     section = open_mask(str(tmp_path / "section.tif"), volume)  # holds for all sections
     assert section.factor == (7, 4, 4)
     enlarged = values[0, :, ::4].repeat(4, 0).repeat(4, 1)[:61] > 0

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.shipped import shipped
 from unet_ray.errors import TargetError, VolumeError
 from unet_ray.storage.objects import LocalObjects, Objects, absolute, open_objects
 
@@ -101,7 +101,7 @@ def test_a_version_tells_of_a_change(objects):
 
 def test_what_travels_to_a_worker_is_the_place(objects):
     objects.put("a/b", b"here")
-    assert pickle.loads(pickle.dumps(objects)).get("a/b") == b"here"
+    assert shipped(objects).get("a/b") == b"here"
 
 
 def test_require_writable_leaves_nothing(objects):

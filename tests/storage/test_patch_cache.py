@@ -1,7 +1,6 @@
 """The patch cache: made, extended, interrupted, damaged, and what belongs to somebody else."""
 
 import hashlib
-import pickle
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import zarr
 
+from tests.shipped import shipped
 from unet_ray.errors import CacheMismatchError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.storage.cache_check import verify
@@ -79,7 +79,7 @@ def test_made_read_and_complete(url):
     assert cache.attributes() is None
     assert cache.create_or_extend(PLAN, MADE_WITH) == PLAN
     assert fill(cache, PLAN) == [("train", 0), ("train", 1), ("train", 2), ("validation", 0), ("validation", 1)]
-    reader = pickle.loads(pickle.dumps(cache))
+    reader = shipped(cache)
     assert (reader.plan(), reader.require()["made_with"]) == (PLAN, MADE_WITH)
     reader.require_complete()
     for split, count in (("train", 10), ("validation", 2)):

@@ -1,6 +1,5 @@
 """The segmentation's files: made, interrupted, damaged, with another threshold, and as others read them."""
 
-import pickle
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import zarr
 
+from tests.shipped import shipped
 from unet_ray.errors import OutputMismatchError, TargetError, VolumeError
 from unet_ray.geometry.box import Box
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
@@ -60,7 +60,7 @@ def test_made_block_by_block(url):
     for count, block in enumerate(reversed(range(BLOCKS.num_blocks))):
         assert not output.is_done(LAYOUT, block)
         assert len(output.done(BLOCKS)) == count
-        put(pickle.loads(pickle.dumps(output)), block)
+        put(shipped(output), block)
         assert output.is_done(LAYOUT, block)
         np.testing.assert_array_equal(output.read_block(LAYOUT, block), PROBABILITY[BLOCKS.write_box(block).slices])
     assert len(output.done(BLOCKS)) == len(output.done(BLOCKS, f"{MASK}/{LEVEL}")) == BLOCKS.num_blocks == 12

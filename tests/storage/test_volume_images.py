@@ -1,5 +1,4 @@
 import os
-import pickle
 import tempfile
 
 import numpy as np
@@ -9,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.shipped import shipped
 from unet_ray.errors import VolumeError
 from unet_ray.geometry.box import Box
 from unet_ray.storage.volume import open_volume
@@ -42,7 +42,7 @@ def test_voxels_are_where_they_belong(suffix, pattern, shape, start, sides):
         before = [max(0, -a) for a in box.start]
         after = [max(0, b - n) for b, n in zip(box.stop, shape, strict=True)]
         expected = np.pad(stack, list(zip(before, after, strict=True)), mode="reflect")[box.shift(before).slices]
-        np.testing.assert_array_equal(pickle.loads(pickle.dumps(volume)).read(box), expected)
+        np.testing.assert_array_equal(shipped(volume).read(box), expected)
         np.testing.assert_array_equal(volume.read(box), expected)
 
 

@@ -1,4 +1,3 @@
-import pickle
 import tempfile
 import threading
 from pathlib import Path
@@ -10,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.shipped import shipped
 from unet_ray.errors import VolumeError
 from unet_ray.geometry.box import Box, mirror_index
 from unet_ray.storage.segment_cache import SegmentCache
@@ -80,7 +80,7 @@ def test_tiff_voxels_are_where_they_belong(kind, case):
         write(path, stack, **TIFF_WRITERS[kind])
         volume = open_volume(path)
         assert (volume.shape, volume.dtype) == (shape, np.dtype(np.uint16))
-        got = pickle.loads(pickle.dumps(volume)).read(box)
+        got = shipped(volume).read(box)
         assert got.dtype == volume.dtype
         assert got.flags.c_contiguous
         np.testing.assert_array_equal(got, reflect_oracle(stack, box))
@@ -456,7 +456,7 @@ def test_object_source_reads_like_a_file(tmp_path):
     stack = flat_index((3, 30, 20))
     write(tmp_path / "a.tif", stack, compression="zlib", tile=(16, 16))
     url = (tmp_path / "a.tif").as_uri()
-    pages = pickle.loads(pickle.dumps(TiffPages("a.tif", url)))
+    pages = shipped(TiffPages("a.tif", url))
     assert isinstance(pages.source, ObjectFile)
     np.testing.assert_array_equal(pages.read(2, Box((2, 3, 4), (3, 30, 20)), SegmentCache()), stack[2, 3:, 4:])
     assert ObjectFile(url).size == (tmp_path / "a.tif").stat().st_size

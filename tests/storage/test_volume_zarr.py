@@ -1,5 +1,4 @@
 import json
-import pickle
 import shutil
 import tempfile
 
@@ -9,6 +8,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.shipped import shipped
 from unet_ray.errors import VolumeError
 from unet_ray.geometry.box import Box
 from unet_ray.storage.ome_metadata import find_level
@@ -75,7 +75,7 @@ def test_voxels_are_where_they_belong(version, shape, start, sides):
         before = [max(0, -a) for a in box.start]
         after = [max(0, b - n) for b, n in zip(box.stop, shape, strict=True)]
         expected = np.pad(stack, list(zip(before, after, strict=True)), mode="reflect")[box.shift(before).slices]
-        got = pickle.loads(pickle.dumps(volume)).read(box)
+        got = shipped(volume).read(box)
         assert got.flags.c_contiguous
         np.testing.assert_array_equal(got, expected)
         np.testing.assert_array_equal(volume.read(box), expected)
@@ -104,7 +104,7 @@ def test_workers_open_their_own_array(tmp_path):
     """A pickle names the place and holds no store, so it is small and opens at the first read."""
     save(tmp_path / "a.zarr", flat_index((3, 20, 30)))
     volume = open_volume(str(tmp_path / "a.zarr"))
-    copy = pickle.loads(pickle.dumps(volume))
+    copy = shipped(volume)
     shutil.rmtree(tmp_path / "a.zarr")
     with pytest.raises(VolumeError, match=r"(cannot find a zarr array or group at|cannot open the zarr) .*a\.zarr"):
         copy.read(Box.of_shape((1, 5, 5)))
@@ -130,7 +130,7 @@ def test_ome_zarr(tmp_path, version, names):
         (4.0, 4.0),
     )
     box = Box((0, 2, 3), (3, 20, 25))
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(volume)).read(box), stack[box.slices])
+    np.testing.assert_array_equal(shipped(volume).read(box), stack[box.slices])
     half = open_volume(str(tmp_path), array="half")
     assert (half.shape, half.voxel_size_nm) == ((3, 10, 15), (50.0, 8.0, 8.0))
     np.testing.assert_array_equal(half.read(Box((1, 0, 0), (2, 10, 15)))[0], stack[1, ::2, ::2])
@@ -143,7 +143,7 @@ def test_one_of_several_channels(tmp_path):
     volumes = [open_zarr(where, where, None, channel) for channel in range(4)]
     for channel, volume in enumerate(volumes):
         assert (volume.shape, volume.voxel_size_nm) == ((3, 20, 30), (50.0, 4.0, 4.0))
-        np.testing.assert_array_equal(pickle.loads(pickle.dumps(volume)).read(box), stack[channel][box.slices])
+        np.testing.assert_array_equal(shipped(volume).read(box), stack[channel][box.slices])
     assert volumes[0].identity() != volumes[1].identity()
     with pytest.raises(VolumeError, match=r"has shape \(4, 3, 20, 30\) and no channel 4"):
         open_zarr(where, where, None, 4)
