@@ -171,7 +171,7 @@ def _ask(where: str, request: Callable[[], Node]) -> Node:
         return store_client.ask(where, request)
     except Exception:
         with contextlib.suppress(Exception):
-            sync(_others_end(), timeout=2 * _SETTLE_SECONDS)
+            sync(_others_end())
         raise
 
 
