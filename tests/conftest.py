@@ -244,6 +244,26 @@ def by_plain_loop() -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture(scope="session")
+def patches_by_plain_loop() -> Callable[..., Any]:
+    """patches_by_plain_loop(AugmentConfig, backwards=False): the patch cache made block by block without Ray."""
+    from unet_ray.config.augment import AugmentConfig
+    from unet_ray.engine.augment_plan import prepare
+    from unet_ray.engine.augment_worker import AugmentWorker
+    from unet_ray.storage.patch_cache import PatchCache
+
+    def make(config: AugmentConfig, backwards: bool = False) -> PatchCache:
+        cache = PatchCache(config.cache)
+        plan, made_with = prepare(config)
+        cache.create_or_extend(plan.cache, made_with, plan.sources())
+        worker, blocks = AugmentWorker(cache, plan), range(plan.cache.blocks)
+        for block in reversed(blocks) if backwards else blocks:
+            worker.write(block, worker.encode(block, worker.compute(block, worker.read(block))))
+        return cache
+
+    return make
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave slow tests out unless -m names them."""
     if "slow" in config.getoption("-m"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hosts import Hosts, noticed, wait_for
+from hosts import ACTOR, Hosts, noticed, wait_for
 from submitted import Job, flags
 from torch import Tensor
 
@@ -17,8 +17,6 @@ from unet_ray.config.network import NetworkConfig
 from unet_ray.config.parse import parse
 from unet_ray.config.pipeline import PipelineConfig
 from unet_ray.config.train import TrainSettings
-from unet_ray.engine.augment_plan import prepare
-from unet_ray.engine.augment_worker import AugmentWorker
 from unet_ray.engine.patch_loader import PatchLoader
 from unet_ray.engine.train_worker import batch_of
 from unet_ray.network.ema import WeightAverage
@@ -30,16 +28,15 @@ from unet_ray.storage.patch_cache import PatchCache
 
 pytestmark = pytest.mark.cluster
 
-ACTOR = "ray::MapWorker"
 SIDE, PATCHES, SHARDS, STEPS, BLOCKS = 360, 640, 40, 20, 96
 PlainSteps = tuple[list[float], list[dict[str, Tensor]]]
 
 
-class Night:
+class Pipeline:
     """A pipeline under way on a labelled stack, and what it has finished so far."""
 
     def __init__(self, hosts: Hosts, images: str, labels: str) -> None:
-        self.output, self.images, self.labels = hosts.folder / "night", images, labels
+        self.output, self.images, self.labels = hosts.folder / "pipeline", images, labels
         self.flags = flags(**{
             "output": self.output, "images": images, "labels": labels, "augment.label_kind": "membrane",
             "augment.variants": 160, "augment.patch_px": 128, "augment.validation_sections": ("1",),
@@ -77,23 +74,24 @@ def times(files: set[Path]) -> dict[Path, int]:
 def test_it_ends_as_if_nothing_had_happened(
     hosts: Hosts,
     labelled_at: Callable[..., dict[str, tuple[str, ...]]],
+    patches_by_plain_loop: Callable[..., PatchCache],
     by_plain_loop: Callable[..., Any],
     shards: Callable[..., dict[str, Any]],
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
     stack = labelled_at(hosts.folder / "stack", SIDE)
-    night = Night(hosts, stack["images"][0], stack["labels"][0])
+    pipeline = Pipeline(hosts, stack["images"][0], stack["labels"][0])
     lost = hosts.workers[-1]
-    night.wait(lambda: lost.processes(ACTOR) and len(night.patches()) >= 6)
-    finished = times(night.patches())
+    pipeline.wait(lambda: lost.processes(ACTOR) and len(pipeline.patches()) >= 6)
+    finished = times(pipeline.patches())
     assert len(finished) < SHARDS, "augmentation was to be caught in the middle"
     lost.power_off()
     noticed(hosts, lost, record_property)
     hosts.restore(3)
 
-    night.wait(lambda: len(night.steps()) >= 8)
-    assert len(night.steps()) < STEPS, "training was to be caught in the middle"
+    pipeline.wait(lambda: len(pipeline.steps()) >= 8)
+    assert len(pipeline.steps()) < STEPS, "training was to be caught in the middle"
     # What the job cannot do without lies where the job itself is.
     assert hosts.head.processes("ray::Board")
     lost = next(host for host in hosts.workers if host.processes("ray::RayTrainWorker"))
@@ -103,19 +101,19 @@ def test_it_ends_as_if_nothing_had_happened(
 
     # Of segmentation one loses its cable for a while, one its power, and another one joins.
     cut, lost = hosts.workers
-    night.wait(lambda: cut.processes(ACTOR) and lost.processes(ACTOR) and len(night.blocks()) >= 12)
+    pipeline.wait(lambda: cut.processes(ACTOR) and lost.processes(ACTOR) and len(pipeline.blocks()) >= 12)
     cut.unplug()
     time.sleep(3)
     assert cut.address in hosts.alive()
     cut.plug()
-    finished |= times(night.blocks())
+    finished |= times(pipeline.blocks())
     lost.power_off()
     joined = hosts.add()
     hosts.start_ray([joined])
-    night.wait(lambda: joined.processes(ACTOR))
-    assert len(night.blocks()) < BLOCKS, "it was to get work in the middle"
+    pipeline.wait(lambda: joined.processes(ACTOR))
+    assert len(pipeline.blocks()) < BLOCKS, "it was to get work in the middle"
 
-    ended = night.job.wait(240)
+    ended = pipeline.job.wait(240)
     assert ended.code == 0, ended.said
     summary = ended.summary
     stages = {name: summary[name] for name in ("augment", "train", "segment", "evaluate")}
@@ -123,41 +121,34 @@ def test_it_ends_as_if_nothing_had_happened(
     assert (stages["augment"]["patches_written"], stages["train"]["steps"]) == (PATCHES, STEPS)
     assert stages["segment"]["blocks_written"] == BLOCKS
     assert stages["evaluate"]["holdout"]["status"] == "held out"
-    assert (night.output / "report" / "sections.png").exists()
+    assert (pipeline.output / "report" / "sections.png").exists()
     assert times(set(finished)) == finished, "what is done is never done again"
 
     def digests(folder: Path) -> dict[str, str]:
         return {key: shard.digest for key, shard in shards(folder).items()}
 
-    assert digests(night.output / "cache.zarr") == digests(by_plain_patches(night, tmp_path / "cache.zarr"))
-    found = decode((night.output / "run" / "model.safetensors").read_bytes())
-    losses, judged = by_plain_steps(f"{night.output}/cache.zarr", found)
-    assert list(night.steps()) == list(range(STEPS))
-    assert list(night.steps().values()) == pytest.approx(losses, rel=1e-4)
+    asked = AugmentConfig(
+        **dict(pipeline.config.augment),
+        images=(pipeline.images,),
+        labels=(pipeline.labels,),
+        cache=f"{tmp_path}/cache.zarr",
+    )
+    patches_by_plain_loop(asked)
+    assert digests(pipeline.output / "cache.zarr") == digests(tmp_path / "cache.zarr")
+    found = decode((pipeline.output / "run" / "model.safetensors").read_bytes())
+    losses, judged = by_plain_steps(f"{pipeline.output}/cache.zarr", found)
+    assert list(pipeline.steps()) == list(range(STEPS))
+    assert list(pipeline.steps().values()) == pytest.approx(losses, rel=1e-4)
     expected = judged[found[2].training["epoch"]]
     assert found[1].keys() == expected.keys()
     for name, values in expected.items():
         torch.testing.assert_close(found[1][name], values, rtol=1e-4, atol=1e-5, msg=name)
-    volume, model = night.images, f"{night.output}/run/model.safetensors"
+    volume, model = pipeline.images, f"{pipeline.output}/run/model.safetensors"
     by_plain_loop(volume, model, tmp_path / "plain.zarr", 32, 0.5, tta="dihedral")
     plain = digests(tmp_path / "plain.zarr")
     assert sum(key.startswith("0/c/") for key in plain) == BLOCKS
-    made = digests(night.output / "segmentation.zarr")
+    made = digests(pipeline.output / "segmentation.zarr")
     assert {key: made[key] for key in plain} == plain
-
-
-def by_plain_patches(night: Night, path: Path) -> Path:
-    """The pipeline's cache, made block by block in this process."""
-    asked = AugmentConfig(
-        **dict(night.config.augment), images=(night.images,), labels=(night.labels,), cache=str(path),
-    )  # fmt: skip
-    cache = PatchCache(asked.cache)
-    plan, made_with = prepare(asked)
-    cache.create_or_extend(plan.cache, made_with, plan.sources())
-    worker = AugmentWorker(cache, plan)
-    for block in range(plan.cache.blocks):
-        worker.write(block, worker.encode(block, worker.compute(block, worker.read(block))))
-    return path
 
 
 def by_plain_steps(cache: str, model: tuple[NetworkConfig, Mapping[str, Tensor], ModelMetadata]) -> PlainSteps:

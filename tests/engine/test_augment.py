@@ -15,7 +15,6 @@ from unet_ray.config.augment import AugmentConfig
 from unet_ray.config.recipe import RECIPES, Recipe
 from unet_ray.engine.augment import _contact_sheet, augment
 from unet_ray.engine.augment_plan import prepare
-from unet_ray.engine.augment_worker import AugmentWorker
 from unet_ray.engine.past_runs import RUNS
 from unet_ray.errors import CacheMismatchError, ConfigError, LabelError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
@@ -61,20 +60,9 @@ def asked(folder: Path, write_zarr: Callable[..., str]) -> dict[str, Any]:
     }
 
 
-def by_plain_loop(asked: dict[str, Any], path: Path) -> PatchCache:
-    """The cache made block by block in this process."""
-    cache = PatchCache(str(path))
-    plan, made_with = prepare(AugmentConfig(**asked, cache=str(path)))
-    cache.create_or_extend(plan.cache, made_with, plan.sources())
-    worker = AugmentWorker(cache, plan)
-    for block in range(plan.cache.validation + plan.cache.shards):
-        worker.write(block, worker.encode(block, worker.compute(block, worker.read(block))))
-    return cache
-
-
 @pytest.fixture(scope="module")
-def plain(folder: Path, asked: dict[str, Any]) -> dict[str, str]:
-    by_plain_loop(asked, folder / "plain")
+def plain(folder: Path, asked: dict[str, Any], patches_by_plain_loop: Callable[..., PatchCache]) -> dict[str, str]:
+    patches_by_plain_loop(AugmentConfig(**asked, cache=f"{folder}/plain"))
     return whole(folder / "plain")
 
 
@@ -138,6 +126,7 @@ def test_more_variants_extend_the_cache(
     rows: list[dict[str, Any]],
     shards: Callable[..., dict[str, Any]],
     capsys: pytest.CaptureFixture[str],
+    patches_by_plain_loop: Callable[..., PatchCache],
 ) -> None:
     before, more = shards(cache), asked | {"variants": VARIANTS + 4}
     summary = augment(AugmentConfig(**more, cache=str(cache), workers=1))
@@ -155,7 +144,7 @@ def test_more_variants_extend_the_cache(
     assert summary["bytes_forecast"] == pytest.approx(summary["bytes_written"], rel=0.1)
     # Of what is done, nothing is forecast.
     assert said(capsys)[0].startswith(f"augment: {patches - kept} patches in 4 shards, about ")
-    by_plain_loop(more, tmp_path / "at-once")
+    patches_by_plain_loop(AugmentConfig(**more, cache=f"{tmp_path}/at-once"))
     assert whole(cache) == whole(tmp_path / "at-once")
     # Fewer variants later: what is there stays.
     fewer = augment(AugmentConfig(**asked, cache=str(cache)))
@@ -275,7 +264,9 @@ def test_a_record_that_was_edited_is_noticed(
     assert '"seed": 1' in root.read_text()
 
 
-def test_held_out_sections_are_in_no_patch(tmp_path: Path, write_zarr: Callable[..., str]) -> None:
+def test_held_out_sections_are_in_no_patch(
+    tmp_path: Path, write_zarr: Callable[..., str], patches_by_plain_loop: Callable[..., PatchCache]
+) -> None:
     # Each section is one grey level of its own, and nothing changes grey levels: a patch tells its section.
     sections = np.arange(SECTIONS, dtype=np.uint8)
     grey = 20 * sections + 10
@@ -293,7 +284,7 @@ def test_held_out_sections_are_in_no_patch(tmp_path: Path, write_zarr: Callable[
         "validation_sections": ("1:9:6",),
         "exclude_sections": ("4",),
     }
-    cache = by_plain_loop(asked, tmp_path / "cache")
+    cache = patches_by_plain_loop(AugmentConfig(**asked, cache=f"{tmp_path}/cache"))
     plan, _ = prepare(AugmentConfig(**asked, cache=str(tmp_path / "cache")))
     drawn = [plan.drawn(patch) for patch in range(plan.cache.patches)]
     counted = [d.section + (0, 6)[d.stack] for d in drawn]

@@ -20,8 +20,6 @@ import pytest
 from unet_ray.config.augment import AugmentConfig
 from unet_ray.config.recipe import RECIPES
 from unet_ray.engine.augment import augment
-from unet_ray.engine.augment_plan import prepare
-from unet_ray.engine.augment_worker import AugmentWorker
 from unet_ray.engine.past_runs import RUNS
 from unet_ray.geometry.box import Box
 from unet_ray.numerics.phantom import phantom_block
@@ -75,15 +73,12 @@ def whole(cache: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory, asked: dict[str, Any]) -> dict[str, str]:
+def plain(
+    tmp_path_factory: pytest.TempPathFactory, asked: dict[str, Any], patches_by_plain_loop: Callable[..., PatchCache]
+) -> dict[str, str]:
     """The cache made block by block in this process, last block first."""
     path = tmp_path_factory.mktemp("plain") / "cache"
-    cache = PatchCache(str(path))
-    plan, made_with = prepare(AugmentConfig(**asked, recipe=RECIPES["default"], cache=str(path)))
-    cache.create_or_extend(plan.cache, made_with, plan.sources())
-    worker = AugmentWorker(cache, plan)
-    for block in reversed(range(plan.cache.blocks)):
-        worker.write(block, worker.encode(block, worker.compute(block, worker.read(block))))
+    patches_by_plain_loop(AugmentConfig(**asked, recipe=RECIPES["default"], cache=str(path)), backwards=True)
     found = whole(path)
     assert sum("train/image/c/" in key for key in found) == SHARDS
     return found

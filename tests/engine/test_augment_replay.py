@@ -47,7 +47,7 @@ def asked(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, patches_by_plain_loop: Callable[..., PatchCache]) -> Path:
     """Two stacks of 8 and 16 bits, and a cache of theirs."""
     folder = tmp_path_factory.mktemp("replay")
     for stack, depth in enumerate((5, 3)):
@@ -55,14 +55,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image: npt.NDArray[Any] = made.image if stack == 0 else made.image.astype(np.uint16) * 200 + 500
         tifffile.imwrite(folder / f"images{stack}.tif", image, photometric="minisblack")
         tifffile.imwrite(folder / f"labels{stack}.tif", made.membrane * np.uint8(255), photometric="minisblack")
-    cache = PatchCache(str(folder / "cache"))
-    plan, made_with = prepare(
-        AugmentConfig(**asked(folder), recipe=RECIPES["default"], weighting=WEIGHTING["paper"], cache=cache.path)
+    patches_by_plain_loop(
+        AugmentConfig(
+            **asked(folder), recipe=RECIPES["default"], weighting=WEIGHTING["paper"], cache=str(folder / "cache")
+        )
     )
-    cache.create_or_extend(plan.cache, made_with, plan.sources())
-    worker = AugmentWorker(cache, plan)
-    for block in range(plan.cache.blocks):
-        worker.write(block, worker.encode(block, worker.compute(block, None)))
     return folder
 
 

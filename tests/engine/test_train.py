@@ -15,13 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from unet_ray.config.network import layers, network_config
 from unet_ray.config.train import TrainConfig
 from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, TrainingDivergedError, VolumeError
-from unet_ray.geometry.receptive_field import halo_px, margin_px
-from unet_ray.network.model_file import ModelMetadata, Normalisation, TrainingSection, decode, encode
+from unet_ray.network.model_file import TrainingSection, decode
 from unet_ray.network.summary import PROCESS_BYTES
-from unet_ray.network.unet import new_network
 from unet_ray.storage.patch_cache import CachePlan, Patch, PatchCache
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
@@ -319,7 +316,9 @@ SEEN = [("aa", "train"), ("cc", "train"), ("ee", "train"), ("ff", "validation")]
 
 
 @pytest.fixture(scope="module")
-def tuned(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def tuned(
+    ray_cluster: None, tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., str]
+) -> tuple[Path, dict[str, Any]]:
     """A run in which context sections, a first model, accumulation, averaging, clipping and Dice take part.
 
     Its rate is so high that later epochs are worse.
@@ -327,17 +326,11 @@ def tuned(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     from unet_ray.engine.train import train
 
     folder = tmp_path_factory.mktemp("tuned")
-    network = network_config("default", base_channels=2, depth=2, in_channels=3)
-    before = tuple(TrainingSection(fingerprint=f, stack=0, section=z, role=r) for z, (f, r) in enumerate(SEEN))
-    listed = layers(network)
-    metadata = ModelMetadata(
-        network=network, normalisation=Normalisation(low=0, high=255, dtype="uint8"), halo_px=halo_px(listed),
-        margin_px=margin_px(listed), context_sections=1, training_sections=before,
-    )  # fmt: skip
-    (folder / "first").write_bytes(encode(new_network(network, 5), metadata))
+    seen = [TrainingSection(fingerprint=f, stack=0, section=z, role=r) for z, (f, r) in enumerate(SEEN)]
+    first = write_model(folder / "first", depth=2, in_channels=3, seed=5, training_sections=seen)
     settings = {
         "best_by": "dice", "epochs": 4, "learning_rate": 0.1, "schedule": "constant", "micro_batch": 1,
-        "ema_decay": 0.5, "max_gradient_norm": 1.0, "dice_weight": 1.0, "initial_model": f"{folder}/first",
+        "ema_decay": 0.5, "max_gradient_norm": 1.0, "dice_weight": 1.0, "initial_model": first,
     }  # fmt: skip
     cache = make_cache(f"{folder}/cache.zarr", context=1)
     return folder / "run", train(config(cache, folder / "run", **settings))
