@@ -27,6 +27,8 @@ SUBNET = "10.77.0"
 GCS_PORT, DASHBOARD_PORT = 6379, 8265
 OBJECT_STORE_BYTES = 80_000_000
 START_SECONDS = 180
+# What Ray Data calls the actors of a job.
+ACTOR = "ray::MapWorker"
 
 # A host without power or cable is noticed after about 6 s (by Ray's own settings: about 64).
 HEALTH_CHECKS = {

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import zarr
-from hosts import Host, Hosts, hosts_with_ray, noticed, wait_for
+from hosts import ACTOR, Host, Hosts, hosts_with_ray, noticed, wait_for
 from submitted import Job, flags
 
 from unet_ray.geometry.box import Box
@@ -16,7 +16,6 @@ from unet_ray.numerics.phantom import phantom_block
 pytestmark = pytest.mark.cluster
 
 SHAPE, BLOCKS = (12, 200, 230), 108
-ACTOR = "ray::MapWorker"
 
 
 class Undisturbed(NamedTuple):
@@ -143,7 +142,7 @@ def test_the_loss_of_the_head_ends_the_job_and_another_goes_on(
     record_property: Callable[[str, object], None],
     submit: bool,
 ) -> None:
-    """In a minute: two clusters are started."""
+    """In a minute: two clusters are started. What goes on is submitted, and works on both hosts of the second."""
     with hosts_with_ray(2) as hosts:
         segmentation = Segmentation(hosts.workers[0], undisturbed, f"headless-{submit}", submit=submit, workers=1)
         segmentation.wait_until_working()
@@ -157,6 +156,6 @@ def test_the_loss_of_the_head_ends_the_job_and_another_goes_on(
         assert submit or "the Ray cluster" in ended.said
         there = len(segmentation.done())
         assert 12 <= there < BLOCKS
-    with hosts_with_ray(1) as hosts:
-        again = Segmentation(hosts.head, undisturbed, f"headless-{submit}")
+    with hosts_with_ray(2) as hosts:
+        again = Segmentation(hosts.workers[0], undisturbed, f"headless-{submit}", submit=True)
         assert ends_undisturbed(again)["blocks_skipped"] == there

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hosts import ROOT, Hosts, wait_for
+from hosts import ACTOR, ROOT, Hosts, wait_for
 from submitted import Job, flags
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -56,7 +56,7 @@ def test_a_host_that_joins_with_other_code_gets_no_work(
         cache=cache,
     )  # fmt: skip
     job = Job(hosts.head, "augment", *settings, submit=False)
-    wait_for(lambda: job.running() and hosts.workers[-1].processes("ray::MapWorker"), 90)
+    wait_for(lambda: job.running() and hosts.workers[-1].processes(ACTOR), 90)
     stranger = hosts.add()
     path = other_code(hosts.folder / "joining") if code == "other" else broken(hosts.folder / "broken")
     hosts.start_ray([stranger], PYTHONPATH=str(path))
