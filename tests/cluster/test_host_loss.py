@@ -142,7 +142,7 @@ def test_the_loss_of_the_head_ends_the_job_and_another_goes_on(
     record_property: Callable[[str, object], None],
     submit: bool,
 ) -> None:
-    """In a minute: two clusters are started. What goes on is submitted, and works on both hosts of the second."""
+    """In a minute or two: two clusters are started. What goes on is submitted."""
     with hosts_with_ray(2) as hosts:
         segmentation = Segmentation(hosts.workers[0], undisturbed, f"headless-{submit}", submit=submit, workers=1)
         segmentation.wait_until_working()
