@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tifffile
+
+from tests.engine.augment_inputs import Inputs, Write, grid, noise
+from unet_ray.config.recipe import Recipe
 
 
 @pytest.fixture(scope="session")
@@ -93,3 +97,55 @@ def read_all() -> Callable[[Path | str], npt.NDArray[Any]]:
         return stored.read(Box.of_shape(stored.shape))
 
     return read
+
+
+@pytest.fixture
+def write(tmp_path_factory: pytest.TempPathFactory) -> Write:
+    """write(values, name="stack.tif") -> path of a TIFF in a new folder."""
+
+    def to(values: Any, name: str = "stack.tif") -> str:
+        path = tmp_path_factory.mktemp("inputs") / name
+        tifffile.imwrite(path, np.asarray(values), photometric="minisblack")
+        return str(path)
+
+    return to
+
+
+@pytest.fixture
+def inputs(write: Write) -> Inputs:
+    """inputs(image, label, mask, **settings): settings of a small job on one stack."""
+
+    def of(image: Any = None, label: Any = None, mask: Any = None, **settings: Any) -> dict[str, Any]:
+        image = noise() if image is None else image
+        label = grid(shape=image.shape) if label is None else label
+        masks = {} if mask is None else {"ignore_masks": (write(mask, "mask.tif"),)}
+        paths = {"images": (write(image, "raw.tif"),), "labels": (write(label, "labels.tif"),)}
+        return {
+            **paths, **masks, "label_kind": "membrane", "patch_px": 32, "variants": 2, "patches_per_shard": 4,
+            "recipe": Recipe(), "cache": "unused", **settings,
+        }  # fmt: skip
+
+    return of
+
+
+@pytest.fixture
+def several(write: Write) -> dict[str, Any]:
+    """An 8-bit, a 16-bit and a float stack, each of its own sides; the float one has a damaged last section."""
+    images = [
+        noise(shape=(3, 40, 48)),
+        noise("uint16", seed=1, shape=(2, 33, 64)) * 100 + 5000,
+        noise("float32", seed=2, shape=(4, 56, 36)) - 1e4,
+    ]
+    images[2][3, 0, 0] = np.nan
+    return {
+        "images": tuple(write(image, f"raw{n}.tif") for n, image in enumerate(images)),
+        "labels": tuple(write(grid(shape=image.shape), "labels.tif") for image in images),
+        "label_kind": "membrane",
+        "patch_px": 32,
+        "variants": 3,
+        "patches_per_shard": 4,
+        "recipe": Recipe(),
+        "validation_sections": ("5", "7"),
+        "exclude_sections": ("8",),
+        "cache": "unused",
+    }

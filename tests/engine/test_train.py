@@ -1,6 +1,5 @@
 """Training through Ray Train: workers agree, killed runs continue, bad input is refused."""
 
-import json
 import os
 import signal
 import subprocess
@@ -15,74 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from unet_ray.config.train import TrainConfig
+from tests.engine.training import config, losses, make_cache, rows, validations, weights
 from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, TrainingDivergedError, VolumeError
-from unet_ray.network.model_file import TrainingSection, decode
+from unet_ray.network.model_file import decode
 from unet_ray.network.summary import PROCESS_BYTES
-from unet_ray.storage.patch_cache import CachePlan, Patch, PatchCache
+from unet_ray.storage.patch_cache import PatchCache
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
-MADE_WITH = {
-    "sections": {
-        "train/0/0": {"image": "aa", "label": "bb"},
-        "validation/0/1": {"image": "cc", "label": "dd"},
-    },
-    "intensity": {"low": 0.0, "high": 255.0, "dtype": "uint8"},
-    "voxel_size_nm": [50.0, 4.0, 4.0],
-    "context_sections": 0,
-}
-
-
-def make_cache(path: str, context: int = 0) -> str:
-    """Seven patches and two validation sections whose membrane is simply what is dark."""
-    made, channels = PatchCache(path), 1 + 2 * context
-    plan = made.create_or_extend(
-        CachePlan(7, 32, 0, channels, 4, 2, (40, 48)), MADE_WITH | {"context_sections": context}
-    )
-    rng = np.random.default_rng(0)
-
-    def patches(count: int, height: int, width: int) -> Patch:
-        coarse = rng.random((count, 1, height // 8, width // 8)) < 0.3
-        label = np.kron(coarse, np.ones((8, 8))).astype(np.uint8)
-        image = (200 - 120 * label + rng.integers(-30, 30, label.shape)).astype(np.uint8)
-        near = rng.integers(0, 256, (count, channels, height, width), dtype=np.uint8)
-        near[:, context] = image[:, 0]
-        return Patch(near, label[:, 0], rng.uniform(0.5, 3, label[:, 0].shape).astype(np.float16))
-
-    for shard in range(plan.shards):
-        made.put(plan, "train", shard, patches(len(plan.patches_of(shard)), 32, 32))
-    for number in range(plan.validation):
-        made.put(plan, "validation", number, patches(1, 40, 48))
-    return path
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_cache(str(tmp_path_factory.mktemp("train") / "cache.zarr"))
-
-
-def config(cache: str, run: Path, **changes: Any) -> TrainConfig:
-    settings = {
-        "base_channels": 2, "depth": 2, "epochs": 3, "batch_size": 3, "best_by": "loss", "learning_rate": 2e-3,
-        "precision": "float32", "threads": 1,
-    }  # fmt: skip
-    return TrainConfig(cache=cache, run=str(run), **(settings | changes))
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return decode((run / "model.safetensors").read_bytes())[1]
-
-
-def validations(run: Path) -> list[dict[str, Any]]:
-    return [row for row in rows(run) if row["event"] == "validation"]
-
-
-def losses(run: Path) -> list[float]:
-    return [row["loss"] for row in rows(run)]
 
 
 @pytest.fixture(scope="module")
@@ -312,52 +255,6 @@ def test_divergence_stops_with_a_sentence(cache: str, ray_cluster: None, tmp_pat
         train(config(cache, tmp_path / "run", optimizer="sgd", schedule="constant", learning_rate=1e30))
 
 
-SEEN = [("aa", "train"), ("cc", "train"), ("ee", "train"), ("ff", "validation")]
-
-
-@pytest.fixture(scope="module")
-def tuned(
-    ray_cluster: None, tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., str]
-) -> tuple[Path, dict[str, Any]]:
-    """A run in which context sections, a first model, accumulation, averaging, clipping and Dice take part.
-
-    Its rate is so high that later epochs are worse.
-    """
-    from unet_ray.engine.train import train
-
-    folder = tmp_path_factory.mktemp("tuned")
-    seen = [TrainingSection(fingerprint=f, stack=0, section=z, role=r) for z, (f, r) in enumerate(SEEN)]
-    first = write_model(folder / "first", depth=2, in_channels=3, seed=5, training_sections=seen)
-    settings = {
-        "best_by": "dice", "epochs": 4, "learning_rate": 0.1, "schedule": "constant", "micro_batch": 1,
-        "ema_decay": 0.5, "max_gradient_norm": 1.0, "dice_weight": 1.0, "initial_model": first,
-    }  # fmt: skip
-    cache = make_cache(f"{folder}/cache.zarr", context=1)
-    return folder / "run", train(config(cache, folder / "run", **settings))
-
-
-def test_the_best_model_is_chosen_by_the_score_asked_for(tuned: tuple[Path, dict[str, Any]]) -> None:
-    run, summary = tuned
-    found = [row["dice"] for row in validations(run)]
-    assert len(set(found)) > 1
-    assert summary["best_epoch"] == int(np.argmax(found))
-    kept = decode((run / "model.safetensors").read_bytes())[2].training
-    assert kept["epoch"] == summary["best_epoch"]
-    assert kept["validation"] == summary["validation"]
-    assert {"loss_cross_entropy", "loss_dice"} <= rows(run)[0].keys()
-
-
-def test_context_sections_reach_the_model(tuned: tuple[Path, dict[str, Any]]) -> None:
-    network, state, metadata = decode((tuned[0] / "model.safetensors").read_bytes())
-    assert (network.in_channels, metadata.context_sections) == (3, 1)
-    assert state["down.0.0.weight"].shape[1] == 3
-
-
-def test_fine_tuning_does_not_forget_what_the_model_has_seen(tuned: tuple[Path, dict[str, Any]]) -> None:
-    after = decode((tuned[0] / "model.safetensors").read_bytes())[2].training_sections
-    assert [(s.fingerprint, s.role) for s in after] == [("aa", "train"), ("cc", "validation"), *SEEN[1:]]
-
-
 def test_validation_is_what_segmentation_gives(
     finished: tuple[Path, dict[str, Any]], cache: str, write_zarr: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -380,28 +277,6 @@ def test_validation_is_what_segmentation_gives(
     scores = evaluate(EvaluateConfig(prediction=str(tmp_path / "out.zarr"), labels=labels, label_kind="membrane"))
     for name in ("pixel_mismatch", "pixel_error", "dice", "v_rand", "v_info"):
         assert scores[name] == pytest.approx(summary["validation"][name], abs=1e-12), name
-
-
-@pytest.mark.slow
-def test_several_classes(ray_cluster: None, tmp_path: Path) -> None:
-    """Three classes that their grey levels tell apart are learned; what scores membrane alone is not offered."""
-    from unet_ray.engine.train import train
-
-    path = str(tmp_path / "cache.zarr")
-    made = PatchCache(path)
-    plan = made.create_or_extend(CachePlan(4, 32, 0, 1, 4, 1, (32, 32)), MADE_WITH | {"classes": 3})
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 4), ("validation", 1)):
-        label = np.kron(rng.integers(0, 3, (count, 4, 4)), np.ones((8, 8))).astype(np.uint8)
-        made.put(plan, split, 0, Patch((label * 100)[:, None], label, np.ones(label.shape, np.float16)))
-    with pytest.raises(ConfigError, match=r"--best-by v_rand scores cells between membranes.* 3 classes"):
-        train(config(path, tmp_path / "run", best_by="v_rand"))
-    # An epoch is one step here: the running statistics of batch normalisation are behind in the first ones.
-    settings = {"epochs": 40, "early_stop_epochs": 40, "batch_size": 4, "learning_rate": 0.01, "base_channels": 8}
-    summary = train(config(path, tmp_path / "run", **settings))
-    assert summary["validation"]["pixel_mismatch"] < 0.05  # by chance 0.67
-    assert summary["validation"]["v_rand"] is None
-    assert decode((tmp_path / "run" / "model.safetensors").read_bytes())[0].classes == 3
 
 
 @pytest.mark.parametrize(
