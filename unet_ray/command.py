@@ -43,7 +43,12 @@ def run(
         Exit code: 0 complete, 2 the input is wrong, 3 incomplete, 130 interrupted, 1 anything else.
     """
     try:
-        settings = parse(kind, sys.argv[1:] if argv is None else argv, program)
+        try:
+            settings = parse(kind, sys.argv[1:] if argv is None else argv, program)
+        except BrokenPipeError:
+            # `--help | head`: the reader has had enough. Python would complain again when it closes stdout.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         # stdout is the summary's alone; whatever a library prints is a log.
         with _interruptible(program, interrupted), contextlib.redirect_stdout(sys.stderr):
             summary = engine(settings)

@@ -43,3 +43,16 @@ def test_help_is_complete_quick_and_light(job, says):
     assert [word for word in ["--config", "--print-config", *says] if word not in done.stdout] == []
     # CPU seconds: on a busy machine the clock would measure the neighbours.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+
+
+def test_a_reader_that_has_had_enough_of_the_help_is_no_error():
+    job = subprocess.Popen(
+        [sys.executable, str(ROOT / "jobs" / "augment.py"), "--help"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert job.stdout
+    assert job.stderr
+    job.stdout.close()  # as `| head` does, before anything comes
+    said = job.stderr.read()
+    job.stderr.close()
+    assert (job.wait(), said) == (0, "")
