@@ -5,12 +5,14 @@ import platform
 import shlex
 import sys
 from collections import Counter
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import ray
 
-LIBRARIES = ("unet_ray", "ray", "torch", "numpy", "scipy", "zarr")
+from unet_ray.engine.same_code import own_code
+
+LIBRARIES = ("ray", "torch", "numpy", "scipy", "zarr")
 
 
 def command_line() -> str:
@@ -19,8 +21,9 @@ def command_line() -> str:
 
 
 def versions() -> str:
-    """Of Python and of what decides results and speed."""
-    return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in LIBRARIES)])
+    """Of Python, of this package's code, and of what else decides results and speed."""
+    ours = f"unet_ray {_version('unet_ray')} (code {own_code()})"
+    return ", ".join([f"Python {platform.python_version()}", ours, *(f"{name} {_version(name)}" for name in LIBRARIES)])
 
 
 def hardware() -> str:
@@ -33,6 +36,14 @@ def hardware() -> str:
     gpus = f", {totals['GPU']} GPUs ({', '.join(kinds)})" if totals["GPU"] else ", no GPU"
     memory = f", {totals['memory'] / 1e9:.0f} GB of memory for Ray"
     return f"{_count(len(nodes), 'node')}: {_count(totals['CPU'], 'CPU')}{gpus}{memory}; driver on {_processor()}"
+
+
+def _version(name: str) -> str:
+    """From the package's metadata, which a checkout that `ray job submit` brought has not."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "without a version"
 
 
 def _count(number: int, what: str) -> str:
