@@ -18,7 +18,7 @@ import ray
 from unet_ray.engine.head import require_head, watched
 from unet_ray.engine.machines import machines
 from unet_ray.engine.same_code import require_same_code
-from unet_ray.errors import ConfigError
+from unet_ray.errors import ConfigError, UnetRayError
 
 # Pixels never ride through the object store: it holds model weights and status rows.
 OBJECT_STORE_BYTES = 512 * 1024**2
@@ -55,15 +55,8 @@ def cluster(meanwhile: Sequence[str] = ()) -> Iterator[None]:
         else:
             base = tempfile.gettempdir()
             temporary = tempfile.mkdtemp(prefix="unet_ray-", dir=base if len(base) <= LONGEST_TEMPORARY else "/tmp")
-            with _loading(meanwhile), _quiet_start():
-                ray.init(
-                    address="local",
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                    _temp_dir=temporary,
-                )
+            with _loading(meanwhile):
+                _start(temporary)
         # Ray sets a SIGTERM handler of its own, which would end the run without the exit code 130.
         for number, handler in handlers.items():
             with contextlib.suppress(ValueError):  # not in the main thread
@@ -93,6 +86,31 @@ def _loading(modules: Sequence[str]) -> Iterator[None]:
     thread.start()
     yield
     thread.join()
+
+
+def _start(folder: str) -> None:
+    """Start Ray on this machine, with its files in ``folder``.
+
+    Raises:
+        UnetRayError: its processes did not come up in Ray's half a minute.
+    """
+    try:
+        with _quiet_start():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _temp_dir=folder,
+            )
+    except Exception as error:
+        if "timed out during startup" not in str(error):
+            raise
+        raise UnetRayError(
+            "Ray did not start on this machine within half a minute, which happens where other work keeps it busy or "
+            "memory is short; run the same command again when there is room"
+        ) from error
 
 
 def _join(address: str) -> None:
