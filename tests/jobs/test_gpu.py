@@ -47,7 +47,12 @@ def test_the_pipeline_trains_and_segments_on_the_gpu(demo: tuple[Path, dict[str,
 @pytest.mark.parametrize("tta", ["none", "dihedral"])
 def test_the_gpu_segments_as_the_cpu_does(demo: tuple[Path, dict[str, Any]], tmp_path: Path, tta: str) -> None:
     folder, _ = demo
-    given = ("--volume", str(folder / "phantom.zarr"), "--model", str(folder / "run" / "model.safetensors"))
+    given = (
+        "--volume",
+        str(folder / "phantom.zarr" / "image" / "0"),
+        "--model",
+        str(folder / "run" / "model.safetensors"),
+    )
     found = []
     for name, device in (("gpu", ["--use-gpu"]), ("cpu", [])):
         output = str(tmp_path / f"{name}.zarr")
@@ -60,7 +65,12 @@ def test_the_gpu_segments_as_the_cpu_does(demo: tuple[Path, dict[str, Any]], tmp
 
 def test_actors_that_share_the_gpu_write_what_one_writes(demo: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = demo
-    given = ("--volume", str(folder / "phantom.zarr"), "--model", str(folder / "run" / "model.safetensors"))
+    given = (
+        "--volume",
+        str(folder / "phantom.zarr" / "image" / "0"),
+        "--model",
+        str(folder / "run" / "model.safetensors"),
+    )
     found = []
     for actors in ("1", "3"):
         output = tmp_path / f"{actors}.zarr"
