@@ -17,7 +17,7 @@ from ome_zarr_models.v05.image_label import ImageLabel
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.segment import segment
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
-from unet_ray.storage.probability import Dtype, stored
+from unet_ray.storage.probability import Dtype
 from unet_ray.storage.segmentation import CLASSES, Segmentation, SegmentationLayout
 
 SHAPE, VOXEL_SIZE = (3, 530, 400), (50.0, 4.0, 4.0)
@@ -91,7 +91,7 @@ def test_several_classes_are_channels_to_others_too(dtype: Dtype, tmp_path: Path
     layout = SegmentationLayout(blocks, (1, 16, 16), VOXEL_SIZE, ((1, 2, 2),), classes=3, dtype=dtype)
     written = Segmentation(str(tmp_path / "out.zarr"))
     written.create(layout, {})
-    values = stored(np.random.default_rng(0).random((3, 2, 40, 50), np.float32), dtype)
+    values = (np.random.default_rng(0).random((3, 2, 40, 50)) * (255 if dtype == "uint8" else 1)).astype(dtype)
     for block in range(blocks.num_blocks):
         inside = values[(slice(None), *blocks.write_box(block).slices)]
         written.put(written.encode(layout, block, inside, 0.5))

@@ -1,6 +1,8 @@
 """A dry run tells what a segmentation takes, and leaves no trace."""
 
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from unet_ray.config.segment import SegmentConfig
-from unet_ray.engine import segment_forecast
+from unet_ray.engine import segment_forecast, segment_start, segment_worker
 from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_forecast import Measured, measure, spread
 from unet_ray.engine.segment_worker import Job
@@ -66,6 +68,32 @@ def test_a_volume_that_cannot_be_read_is_one_sentence(asked: dict[str, Any], tmp
         segment(SegmentConfig(**asked | {"volume": str(volume)}, output=f"{tmp_path}/out.zarr", dry_run=True))
     assert type(caught.value) is VolumeError, "Ray's own, which wraps it, holds the worker's traceback"
     assert not (tmp_path / "out.zarr").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_blocks_are_measured_in_processes_that_did_not_probe(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probe computes in one piece and in float32, and what it took stays with its process."""
+    pids: list[int] = []
+
+    def probe_and_tell(job: Job, asked: str) -> tuple[Any, int]:
+        return segment_worker.probe_on_worker(job, asked), os.getpid()
+
+    def spy(job: Job, function: Any, *arguments: Any, **options: Any) -> Any:
+        if function is not segment_worker.probe_on_worker:
+            return segment_worker.on_worker(job, function, *arguments, **options)
+        found, pid = segment_worker.on_worker(job, probe_and_tell, *arguments, **options)
+        pids.append(pid)
+        return found
+
+    monkeypatch.setattr(segment_start, "on_worker", spy)
+    segment(SegmentConfig(**asked, output=str(tmp_path / "out.zarr"), dry_run=True))
+    (pid,) = pids
+    limit = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{pid}").exists()
 
 
 @pytest.mark.usefixtures("ray_cluster")

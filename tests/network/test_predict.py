@@ -1,11 +1,15 @@
 """The forward pass that segmentation and validation share."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from unet_ray.config.network import network_config
-from unet_ray.network.predict import Precision, Predictor, Tta
+from unet_ray.network.predict import OutputDtype, Precision, Predictor, Tta, _as_dtype
 from unet_ray.network.unet import new_network
 
 VIEWS = {"none": (0,), "flips": (0, 2, 4, 6), "dihedral": tuple(range(8))}
@@ -35,3 +39,30 @@ def test_views_are_the_mean_of_turned_windows_turned_back(tta: Tta, classes: int
         view = once(np.ascontiguousarray(turned[..., ::-1] if turn >= 4 else turned))
         found.append(np.rot90(view[..., ::-1] if turn >= 4 else view, -(turn % 4), axes=(-2, -1)))
     assert np.array_equal(Predictor(config, state, tta=tta)(windows), np.mean(found, axis=0))
+
+
+@given(arrays.arrays(np.float32, st.integers(1, 40), elements=st.floats(0, 1, width=32)))
+def test_values_as_they_are_stored_are_the_nearest(values: npt.NDArray[np.float32]) -> None:
+    steps = np.arange(256) / 255
+    nearest = np.abs(steps - values.astype(np.float64)[:, None]).argmin(axis=1)
+    found = _as_dtype(torch.from_numpy(values), "uint8").numpy()
+    assert found.dtype == np.uint8
+    # At the middle of two steps either is as near.
+    off = np.abs(steps[found] - values.astype(np.float64)) - np.abs(steps[nearest] - values.astype(np.float64))
+    assert off.max() < 1e-7
+    assert np.array_equal(found, np.rint(values * 255).astype(np.uint8))
+    assert np.array_equal(_as_dtype(torch.from_numpy(values), "float16").numpy(), values.astype(np.float16))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("tta", ["none", "flips"])
+def test_what_is_cut_and_rounded_on_the_device_is_what_numpy_makes(dtype: OutputDtype, classes: int, tta: Tta) -> None:
+    config = network_config("default", base_channels=2, depth=2, classes=classes)
+    state = new_network(config, 0).state_dict()
+    windows = np.random.default_rng(0).integers(0, 256, (2, 1, 48, 64), dtype=np.uint8)
+    whole = Predictor(config, state, tta=tta)(windows)[..., 5:-5, 5:-5]
+    found = Predictor(config, state, tta=tta, crop=5, dtype=dtype)(windows)
+    assert found.dtype == dtype
+    assert found.shape == (2, *([3] if classes == 3 else []), 38, 54)
+    assert np.array_equal(found, np.rint(whole * 255).astype(np.uint8) if dtype == "uint8" else whole.astype(dtype))

@@ -6,25 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from unet_ray.storage.probability import likeliest_class, mask_of, stored
-
-FRACTIONS = st.floats(0, 1, width=32)
-
-
-@given(arrays.arrays(np.float32, st.integers(1, 40), elements=FRACTIONS))
-def test_stored_values_are_the_nearest(values):
-    steps = np.arange(256) / 255
-    nearest = np.abs(steps - values.astype(np.float64)[:, None]).argmin(axis=1)
-    found = stored(values, "uint8")
-    assert found.dtype == np.uint8
-    # At the middle of two steps either is as near.
-    off = np.abs(steps[found] - values.astype(np.float64)) - np.abs(steps[nearest] - values.astype(np.float64))
-    assert off.max() < 1e-7
-    half = stored(values, "float16")
-    assert half.dtype == np.float16
-    for value, one in zip(values.tolist(), half, strict=True):
-        neighbours = [float(np.nextafter(one, np.float16(end))) for end in (-np.inf, np.inf)]
-        assert all(abs(float(one) - value) <= abs(other - value) for other in neighbours)
+from unet_ray.storage.probability import likeliest_class, mask_of
 
 
 @given(

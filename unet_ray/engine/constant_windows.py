@@ -1,6 +1,7 @@
 """Windows of one grey value, as padding and blank resin give: predicted once, then remembered."""
 
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,9 @@ class ConstantWindows:
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[tuple[int, ...], int], npt.NDArray[np.float32]] = OrderedDict()
+        self._kept: OrderedDict[tuple[tuple[int, ...], int], npt.NDArray[Any]] = OrderedDict()
 
-    def known(self, window: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32] | None:
+    def known(self, window: npt.NDArray[np.uint8]) -> npt.NDArray[Any] | None:
         """Output of a window (context, height, width) that is constant and was met before; None: predict it."""
         key = _key(window)
         if key not in self._kept:
@@ -27,7 +28,7 @@ class ConstantWindows:
         self._kept.move_to_end(key)
         return self._kept[key]
 
-    def keep(self, window: npt.NDArray[np.uint8], output: npt.NDArray[np.float32]) -> None:
+    def keep(self, window: npt.NDArray[np.uint8], output: npt.NDArray[Any]) -> None:
         """Remember what the predictor made of a constant window."""
         # A copy: an output may be a view of a whole batch's.
         self._kept[_key(window)] = output.copy()

@@ -67,7 +67,8 @@ def probed(request: Request) -> Probed:
     Raises:
         SeamError: tile by tile would not equal one piece.
     """
-    found: Probed = on_worker(request.job, probe_on_worker, request.job, request.config.precision)
+    # The last: in float32 and in one piece it takes more memory than the blocks will.
+    found: Probed = on_worker(request.job, probe_on_worker, request.job, request.config.precision, last=True)
     return found
 
 

@@ -31,7 +31,6 @@ from unet_ray.network.out_of_memory import is_out_of_memory
 from unet_ray.network.predict import Precision, Predictor, Tta, hardware_precision
 from unet_ray.numerics.intensity import IntensityMap
 from unet_ray.storage.mask_volume import MaskVolume
-from unet_ray.storage.probability import stored
 from unet_ray.storage.segmentation import Segmentation, SegmentationLayout
 from unet_ray.storage.shards import Encoded
 from unet_ray.storage.volume import Volume
@@ -68,19 +67,21 @@ class Job:
         """Grey values of a box, mirrored outside the volume."""
         return self.intensity.apply(self.volume.read(box))
 
-    def predictor(self, precision: Precision) -> Predictor:
-        """The model on this worker's device."""
+    def predictor(self, precision: Precision, *, of_tiles: bool = False) -> Predictor:
+        """The model on this worker's device; of tiles: what it returns is cut to the tile, and as it is stored."""
         torch.set_num_threads(self.threads)
         keep_freed_memory()
         config, state, _ = decode(self.model)
-        return Predictor(config, state, self.device, precision, self.tta)
+        if not of_tiles:
+            return Predictor(config, state, self.device, precision, self.tta)
+        return Predictor(config, state, self.device, precision, self.tta, self.crop, self.layout.dtype)
 
 
 class SegmentWorker:
     """Reads, predicts and writes blocks; each tile is a forward pass (or several, turned) of the same shape."""
 
     def __init__(self, job: Job, precision: Precision) -> None:
-        self.job, self.precision, self.crop = job, precision, job.crop
+        self.job, self.precision = job, precision
         self.most, self.halved = job.tiles_at_once, 0
         self._constant = ConstantWindows()
         self._counts: dict[int, Counter[str]] = {}
@@ -93,7 +94,7 @@ class SegmentWorker:
     @cached_property
     def predictor(self) -> Predictor:
         """The model, loaded when the first block is computed."""
-        return self.job.predictor(self.precision)
+        return self.job.predictor(self.precision, of_tiles=True)
 
     def is_done(self, block: int) -> bool:
         """Whether the block's record is there."""
@@ -115,11 +116,10 @@ class SegmentWorker:
         found = np.zeros((*self.job.layout.channels, *whole.shape), self.job.layout.dtype)
         counts = self._counts[block] = Counter(tiles=0, tiles_masked=0, tiles_constant=0)
 
-        def put(tile: int, probability: npt.NDArray[np.float32]) -> None:
+        def put(tile: int, probability: npt.NDArray[Any]) -> None:
             write = blocks.tiles.write_box(tile)
             _, height, width = write.shape
-            inside = probability[..., None, self.crop : self.crop + height, self.crop : self.crop + width]
-            found[(..., *write.relative_to(whole.start).slices)] = stored(inside, self.job.layout.dtype)
+            found[(..., *write.relative_to(whole.start).slices)] = probability[..., None, :height, :width]
 
         waiting: list[tuple[int, npt.NDArray[np.uint8]]] = []
 
@@ -158,14 +158,16 @@ class SegmentWorker:
         """
         return self._counts.pop(block)
 
-    def _predict(self, windows: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """Probability of each window; in halves, from then on, where they do not fit into memory together.
+    def _predict(self, windows: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[Any]:
+        """Probability of each window's tile as it is stored; in halves where they do not fit into memory together.
+
+        Once it was so, all that follow are halved, too.
 
         Raises:
             UnetRayError: not even one fits.
         """
         if len(windows) == 0:
-            return np.empty((0, 0, 0), np.float32)
+            return np.empty((0, 0, 0), self.job.layout.dtype)
         # A short pass is filled up: passes of one shape give the same bits.
         filled = np.stack([*windows, *[windows[0]] * (self.job.tiles_at_once - len(windows))])
         while True:
@@ -208,13 +210,18 @@ def block_seconds(job: Job, pixels_per_second: float) -> float:
     return sum(1 for _ in blocks.tiles_of(0)) * height * width / pixels_per_second
 
 
-def on_worker(job: Job, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns on a worker of the kind that will compute; errors are `on_workers`'."""
-    return on_workers(job, function, [arguments])[0]
+def on_worker(job: Job, function: Callable[..., Any], *arguments: Any, last: bool = False) -> Any:
+    """What a function returns on a worker of the kind that will compute; more in `on_workers`."""
+    return on_workers(job, function, [arguments], last=last)[0]
 
 
 def on_workers(
-    job: Job, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], node: str | None = None
+    job: Job,
+    function: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    node: str | None = None,
+    *,
+    last: bool = False,
 ) -> list[Any]:
     """What a function returns for each call, at once on as many workers of the kind that will compute.
 
@@ -223,11 +230,16 @@ def on_workers(
         function: picklable.
         calls: arguments of each call.
         node: Ray's id of one that holds all of them; None: wherever there is room.
+        last: end the workers' processes, and with them the memory that they keep, instead of leaving them to the next
+            call.
 
     Raises:
         UnetRayError: memory ran out; other errors as they were raised.
     """
-    task = ray.remote(num_cpus=job.threads, num_gpus=job.gpus_each)(function)
+    options: dict[str, Any] = {"num_cpus": job.threads, "num_gpus": job.gpus_each}
+    if last:
+        options["max_calls"] = 1  # on a GPU Ray has it so of itself
+    task = ray.remote(**options)(function)
     if node is not None:
         task = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True))
     references = [task.remote(*arguments) for arguments in calls]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from unet_ray.network.unet import (
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Tta = Literal["none", "flips", "dihedral"]
+OutputDtype = Literal["float32", "float16", "uint8"]
 TORCH_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Turn t of the square: t % 4 quarter turns, then flipped in x from 4 on.
@@ -61,6 +62,8 @@ class Predictor:
         tta: test-time augmentation: the mean probability of the window as it is ("none"), of it and its flips in x,
             y and both ("flips"), or of all 8 symmetries of the square ("dihedral"). Windows of tiles whose first and
             last pixel lie on the pooling grid stay exact: seen from the other end, the grid is the same for all.
+        crop: pixels to cut off each side of what `__call__` returns.
+        dtype: of what `__call__` returns: float32 or float16 for 0..1, or uint8 for 0..255, rounded to the nearest.
     """
 
     def __init__(
@@ -70,8 +73,11 @@ class Predictor:
         device: torch.device | str = "cpu",
         precision: Precision = "float32",
         tta: Tta = "none",
+        crop: int = 0,
+        dtype: OutputDtype = "float32",
     ) -> None:
         self.config, self.device, self.precision, self.tta = config, torch.device(device), precision, tta
+        self.crop, self.dtype = crop, dtype
         # On a CPU channels_last doubles the speed in bfloat16 and halves it in float32.
         fast = precision != "float32" or self.device.type == "cuda"
         self._layout = torch.channels_last if fast else torch.contiguous_format
@@ -82,14 +88,14 @@ class Predictor:
         self.network: nn.Module = network.to(self.device, TORCH_DTYPE[precision]).to(memory_format=self._layout)  # type: ignore[call-overload]
 
     @torch.inference_mode()
-    def __call__(self, windows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def __call__(self, windows: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """Membrane probability, or one probability per class where there are more than two.
 
         Args:
             windows: (n, c, h, w) grey values; h and w legal input sides of the network.
 
         Returns:
-            (n, h - 2m, w - 2m) in 0..1; (n, k, h - 2m, w - 2m) for k > 2 classes. m is the margin.
+            (n, h - 2m, w - 2m) of the dtype; (n, k, h - 2m, w - 2m) for k > 2 classes. m is the margin and the crop.
         """
         given, turns = torch.from_numpy(windows).to(self.device), _VIEWS[self.tta]
         total: Tensor | None = None
@@ -98,7 +104,9 @@ class Predictor:
             view = _turned_back(self._probability(self._logits(_turned(given, turn).contiguous())), turn)
             total = view if total is None else total + view
         assert total is not None
-        found: npt.NDArray[np.float32] = (total if len(turns) == 1 else total / len(turns)).cpu().numpy()
+        # Cut and rounded on the device, too: a GPU then gives back one byte per voxel of the tile.
+        mean = self._cropped(total if len(turns) == 1 else total / len(turns))
+        found: npt.NDArray[Any] = _as_dtype(mean, self.dtype).cpu().numpy()
         return found
 
     @torch.inference_mode()
@@ -119,8 +127,18 @@ class Predictor:
             found: Tensor = self.network(images)
         return found.float()
 
+    def _cropped(self, output: Tensor) -> Tensor:
+        height, width = output.shape[-2:]
+        return output[..., self.crop : height - self.crop, self.crop : width - self.crop]
+
     def _probability(self, logits: Tensor) -> Tensor:
         return (membrane_probability if self.config.classes <= 2 else class_probability)(logits)
+
+
+def _as_dtype(probability: Tensor, dtype: OutputDtype) -> Tensor:
+    if dtype == "uint8":
+        return (probability * 255).round_().to(torch.uint8)  # halves to even, as NumPy rounds
+    return probability.to(TORCH_DTYPE[dtype])
 
 
 def _turned(values: Tensor, turn: int) -> Tensor:

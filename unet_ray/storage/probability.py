@@ -12,17 +12,6 @@ import numpy.typing as npt
 Dtype = Literal["uint8", "float16"]
 
 
-def stored(probability: npt.NDArray[np.float32], dtype: Dtype) -> npt.NDArray[Any]:
-    """Probabilities from 0 to 1 as stored: 0..255 in uint8, 0..1 in float16; rounded to the nearest.
-
-    >>> stored(np.array([0, 0.5, 1], np.float32), "uint8").tolist()
-    [0, 128, 255]
-    """
-    if dtype == "uint8":
-        return np.rint(probability * 255).astype(np.uint8)
-    return probability.astype(np.float16)
-
-
 def mask_of(probability: npt.NDArray[Any], threshold: float) -> npt.NDArray[np.uint8]:
     """1 where the stored probability (uint8: 0..255 = 0..1; float16: 0..1) is above ``threshold``, else 0."""
     # As a float64 of NumPy's: Python's own would be rounded to float16, and the values at it would count as above.
