@@ -4,6 +4,7 @@ from fractions import Fraction
 from math import floor
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +36,13 @@ def test_every_box_in_half_precision_is_its_rounded_mean(shape, factors, seed):
         # To the nearest, but for what float32 loses on the way: sums in half precision would be whole steps off.
         off = abs(Fraction(float(found[place])) - mean)
         assert off <= Fraction(float(np.spacing(found[place]))) / 2 + mean / 2**21
+
+
+@pytest.mark.parametrize("factors", [(2, 8, 8), (1, 16, 16), (3, 43, 1), (1, 2, 200)])
+def test_full_scale_of_large_boxes_does_not_overflow(factors):
+    """128 voxels are summed in 16 bits, more in 32; whole boxes and what is left at the border."""
+    for shape in (factors, tuple(2 * factor + 1 for factor in factors)):
+        assert (downsample(np.full(shape, 255, np.uint8), factors) == 255).all()
 
 
 def test_full_scale_does_not_overflow():

@@ -43,3 +43,11 @@ def test_half_precision_is_compared_exactly(threshold):
 @pytest.mark.parametrize(("threshold", "least"), [(0.5, 128), (0.2, 52), (0.002, 1)])
 def test_bytes_are_compared_with_255_times_the_threshold(threshold, least):
     assert np.flatnonzero(mask_of(np.arange(256, dtype=np.uint8), threshold))[0] == least
+
+
+@given(st.floats(0, 1))
+def test_bytes_are_above_any_threshold_as_exact_numbers_are(threshold):
+    values = np.arange(256, dtype=np.uint8)
+    found = mask_of(values, threshold)
+    assert found.dtype == np.uint8
+    assert found.tolist() == [value > threshold * 255 for value in range(256)]

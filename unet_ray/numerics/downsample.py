@@ -1,11 +1,13 @@
 """Levels of lower resolution: means of small boxes of voxels."""
 
+from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Stored = TypeVar("Stored", np.uint8, np.float16)
+MOST_IN_UINT16 = 128
 
 
 def downsample(values: npt.NDArray[Stored], factors: tuple[int, int, int]) -> npt.NDArray[Stored]:
@@ -25,13 +27,32 @@ def downsample(values: npt.NDArray[Stored], factors: tuple[int, int, int]) -> np
     array([[[0.75, 0.25]]], dtype=float16)
     """
     whole = values.dtype == np.uint8
-    total: npt.NDArray[Any] = values.astype(np.uint32 if whole else np.float32)
-    boxes = np.ones((1, 1, 1), np.uint32)
-    for axis, factor in enumerate(factors):
-        starts = np.arange(0, values.shape[axis], factor)
-        total = np.add.reduceat(total, starts, axis=axis)
-        shape = [1, 1, 1]
-        shape[axis] = len(starts)
-        boxes = boxes * np.diff(np.append(starts, values.shape[axis])).astype(np.uint32).reshape(shape)
-    mean: npt.NDArray[Any] = (2 * total + boxes) // (2 * boxes) if whole else total / boxes.astype(np.float32)
+    # The sum of a box, twice over, must fit; a narrow type is summed and divided several times as fast.
+    summed = np.dtype(np.float32 if not whole else np.uint16 if prod(factors) <= MOST_IN_UINT16 else np.uint32)
+    total: npt.NDArray[Any] = values
+    sizes = []
+    for axis, (side, factor) in enumerate(zip(values.shape, factors, strict=True)):
+        total = _sums(total, axis, factor, summed)
+        sizes.append(np.minimum(factor, side - np.arange(0, side, factor)).astype(summed))
+    boxes: Any = sizes[0][:, None, None] * sizes[1][:, None] * sizes[2]
+    if boxes.size and (boxes == boxes.flat[0]).all():
+        boxes = boxes.flat[0]  # NumPy multiplies and shifts instead of dividing
+    mean: npt.NDArray[Any] = (2 * total + boxes) // (2 * boxes) if whole else total / boxes
     return mean.astype(values.dtype)
+
+
+def _sums(values: npt.NDArray[Any], axis: int, factor: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Sums of ``factor`` neighbours each along an axis, first to last; the last one of what is left."""
+    along = np.moveaxis(values, axis, 0)
+    full = len(along) // factor * factor
+    found = np.empty((-(-len(along) // factor), *along.shape[1:]), dtype)
+    for place, end in ((slice(0, full // factor), full), (slice(full // factor, None), len(along))):
+        begin = place.start * factor
+        steps = min(factor, end - begin)
+        for step in range(steps):
+            part = along[begin + step : end : factor]
+            if step == 0:
+                found[place] = part
+            else:
+                found[place] += part
+    return np.moveaxis(found, 0, axis)
