@@ -139,5 +139,7 @@ def test_few_blocks_are_those_that_one_process_makes_before_others_have_started(
     small = BlockGrid(TileGrid((2, 160, 160), (1, 16, 16)), (1, 1, 1))
     large = BlockGrid(TileGrid((40, 4096, 4096), (1, 1024, 1024)), (4, 1, 1))
     assert (small.write_box(0).voxels, large.write_box(0).voxels) == (256, 4 * 2**20)
-    assert [pyramid._are_few(small, list(range(count))) for count in (1, 62, 63)] == [True, True, False]
-    assert [pyramid._are_few(large, list(range(count))) for count in (1, 7, 8)] == [True, True, False]
+    assert [pyramid._are_few(small, list(range(count)), 100) for count in (1, 84, 85)] == [True, True, False]
+    assert [pyramid._are_few(large, list(range(count)), 100) for count in (1, 49, 50)] == [True, True, False]
+    # Two have half of the work each, but start first.
+    assert [pyramid._are_few(small, list(range(count)), 2) for count in (84, 166, 167)] == [True, True, False]

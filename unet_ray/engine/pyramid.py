@@ -15,8 +15,8 @@ from unet_ray.geometry.tiles import BlockGrid
 from unet_ray.storage.segmentation import Segmentation, SegmentationLayout
 
 # What one process takes for a block and for a megavoxel that it makes, and a pool of them to start. Measured on two
-# cores: 0.15 to 0.2 s per megavoxel, 0.03 s per block; in an object store a block's requests take longer.
-BLOCK_SECONDS, MVOXEL_SECONDS, POOL_SECONDS = 0.08, 0.15, 5.0
+# cores: 0.045 s per block, 0.005 s per megavoxel; in an object store a block's requests take longer.
+BLOCK_SECONDS, MVOXEL_SECONDS, POOL_SECONDS = 0.06, 0.01, 5.0
 
 
 def _missing_masks(output: Segmentation, layout: SegmentationLayout) -> Iterator[tuple[int, list[int]]]:
@@ -54,12 +54,16 @@ def build_pyramid(output: Segmentation, layout: SegmentationLayout, threshold: f
     return found
 
 
-def _are_few(grid: BlockGrid, todo: list[int]) -> bool:
-    """Whether one process makes these blocks sooner than a pool of them starts."""
+def _are_few(grid: BlockGrid, todo: list[int], workers: int) -> bool:
+    """Whether one process makes these blocks sooner than a pool of so many starts and makes them."""
+
+    def sooner(seconds: float) -> bool:
+        return seconds < POOL_SECONDS + seconds / workers
+
     seconds = BLOCK_SECONDS * len(todo)
-    if seconds <= POOL_SECONDS:  # of millions of blocks nobody adds up the voxels
+    if sooner(seconds):  # of millions of blocks nobody adds up the voxels
         seconds += MVOXEL_SECONDS * sum(grid.write_box(block).voxels for block in todo) / 1e6
-    return seconds <= POOL_SECONDS
+    return sooner(seconds)
 
 
 def _on_cpus(output: Segmentation, make_worker: Callable[[], BlockWorker], grid: BlockGrid, todo: list[int]) -> Outcome:
@@ -73,12 +77,12 @@ def _on_cpus(output: Segmentation, make_worker: Callable[[], BlockWorker], grid:
         if row["away"]:
             output.objects.require_writable()
 
-    if _are_few(grid, todo):
+    workers = pool_size(None, cpus_each=1)
+    if _are_few(grid, todo, workers):
         with contextlib.suppress(ray.exceptions.WorkerCrashedError):
             return run_few(make_worker, todo)
     wanted = set(todo)
     settled = BlockSet(grid.num_blocks, (block for block in range(grid.num_blocks) if block not in wanted))
-    workers = pool_size(None, cpus_each=1)
     length = run_length(len(todo), workers)
     return run_blocks(
         make_worker, settled, workers=None, cpus_each=1, run_length=length, stage="pyramid", on_row=on_row
