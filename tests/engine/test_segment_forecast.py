@@ -49,8 +49,8 @@ def test_bytes_are_those_that_are_then_written_and_nothing_is_before(
     made = segment(SegmentConfig(**asked, output=str(out)))
     written = sum(path.stat().st_size for path in out.rglob("c/**/*") if path.is_file())
     assert told["forecast_bytes"] == pytest.approx(written, rel=0.2)
-    # Not a timed test: of the same order on a busy machine.
-    assert 0.02 < told["forecast_seconds"] / (made["seconds"] - made["startup_seconds"]) < 10
+    # Not a timed test: so small a volume takes little beside the start of a worker, and its forecast nothing of that.
+    assert told["forecast_seconds"] < 10 * (made["seconds"] - made["startup_seconds"])
     before = sorted(path.stat().st_mtime_ns for path in out.rglob("*"))
     again = segment(SegmentConfig(**asked, output=str(out), dry_run=True, verify=True))
     assert "nothing is left" in again["note"]
