@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 
-from unet_ray.engine import run_facts
+from unet_ray.engine import run_facts, same_code
 from unet_ray.engine.same_code import own_code
 
 
@@ -16,7 +16,7 @@ def test_versions_of_a_checkout_that_is_not_installed(monkeypatch: pytest.Monkey
             raise PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(run_facts, "version", found)
+    monkeypatch.setattr(same_code, "version", found)
     said = run_facts.versions()
     assert f"unet_ray without a version (code {own_code()})" in said
     assert f"numpy {version('numpy')}" in said

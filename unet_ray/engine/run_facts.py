@@ -5,12 +5,11 @@ import platform
 import shlex
 import sys
 from collections import Counter
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import ray
 
-from unet_ray.engine.same_code import own_code
+from unet_ray.engine.same_code import own_code, version_of
 
 LIBRARIES = ("ray", "torch", "numpy", "scipy", "zarr")
 
@@ -22,8 +21,10 @@ def command_line() -> str:
 
 def versions() -> str:
     """Of Python, of this package's code, and of what else decides results and speed."""
-    ours = f"unet_ray {_version('unet_ray')} (code {own_code()})"
-    return ", ".join([f"Python {platform.python_version()}", ours, *(f"{name} {_version(name)}" for name in LIBRARIES)])
+    ours = f"unet_ray {version_of('unet_ray') or 'without a version'} (code {own_code()})"
+    return ", ".join(
+        [f"Python {platform.python_version()}", ours, *(f"{name} {version_of(name)}" for name in LIBRARIES)]
+    )
 
 
 def hardware() -> str:
@@ -36,14 +37,6 @@ def hardware() -> str:
     gpus = f", {totals['GPU']} GPUs ({', '.join(kinds)})" if totals["GPU"] else ", no GPU"
     memory = f", {totals['memory'] / 1e9:.0f} GB of memory for Ray"
     return f"{_count(len(nodes), 'node')}: {_count(totals['CPU'], 'CPU')}{gpus}{memory}; driver on {_processor()}"
-
-
-def _version(name: str) -> str:
-    """From the package's metadata, which a checkout that `ray job submit` brought has not."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "without a version"
 
 
 def _count(number: int, what: str) -> str:

@@ -52,13 +52,15 @@ def own_code() -> str:
 
 def versions() -> Versions:
     """What this process runs."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return Versions(own_code(), found)
+    return Versions(own_code(), {name: found for name in LIBRARIES if (found := version_of(name))})
+
+
+def version_of(name: str) -> str | None:
+    """Of an installed package, from its metadata; None where there are none, as of a checkout that is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def require_same_code() -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 Stored = TypeVar("Stored", np.uint8, np.float16)
+# Voxels of a box whose sum, twice over and rounded, 16 bits hold: they are summed and divided several times as fast.
 MOST_IN_UINT16 = 128
 
 
@@ -27,7 +28,6 @@ def downsample(values: npt.NDArray[Stored], factors: tuple[int, int, int]) -> np
     array([[[0.75, 0.25]]], dtype=float16)
     """
     whole = values.dtype == np.uint8
-    # The sum of a box, twice over, must fit; a narrow type is summed and divided several times as fast.
     summed = np.dtype(np.float32 if not whole else np.uint16 if prod(factors) <= MOST_IN_UINT16 else np.uint32)
     total: npt.NDArray[Any] = values
     sizes = []
@@ -44,15 +44,8 @@ def downsample(values: npt.NDArray[Stored], factors: tuple[int, int, int]) -> np
 def _sums(values: npt.NDArray[Any], axis: int, factor: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Sums of ``factor`` neighbours each along an axis, first to last; the last one of what is left."""
     along = np.moveaxis(values, axis, 0)
-    full = len(along) // factor * factor
-    found = np.empty((-(-len(along) // factor), *along.shape[1:]), dtype)
-    for place, end in ((slice(0, full // factor), full), (slice(full // factor, None), len(along))):
-        begin = place.start * factor
-        steps = min(factor, end - begin)
-        for step in range(steps):
-            part = along[begin + step : end : factor]
-            if step == 0:
-                found[place] = part
-            else:
-                found[place] += part
+    found = along[::factor].astype(dtype)
+    for step in range(1, factor):
+        part = along[step::factor]
+        found[: len(part)] += part
     return np.moveaxis(found, 0, axis)
