@@ -147,7 +147,8 @@ def browser_page() -> Iterator[Callable[..., BrowserPage]]:
 
 @pytest.fixture(scope="session")
 def write_model() -> Callable[..., str]:
-    """write_model(path, preset, depth=3, base_channels=2, seed=0, in_channels=1, classes=None, **metadata) -> path."""
+    """write_model(path, preset, depth=3, base_channels=2, seed=0, in_channels=1, classes=None, members=1,
+    **metadata) -> path."""
 
     def write(
         path: Path,
@@ -158,6 +159,7 @@ def write_model() -> Callable[..., str]:
         in_channels: int = 1,
         seed: int = 0,
         classes: int | None = None,
+        members: int = 1,
         **metadata: Any,
     ) -> str:
         from unet_ray.config.network import layers, network_config
@@ -166,7 +168,12 @@ def write_model() -> Callable[..., str]:
         from unet_ray.network.unet import new_network
 
         config = network_config(
-            preset, base_channels=base_channels, depth=depth, in_channels=in_channels, classes=classes
+            preset,
+            base_channels=base_channels,
+            depth=depth,
+            in_channels=in_channels,
+            classes=classes,
+            members=members,
         )
         listed = layers(config)
         about = {

@@ -15,7 +15,7 @@ from unet_ray.config.network import NetworkConfig, network_config
 from unet_ray.engine.ranks import averaging, sum_over_ranks
 from unet_ray.network.loss import Loss
 from unet_ray.network.step import Batch, Precision, make_optimizer, train_step
-from unet_ray.network.unet import UNet, new_network
+from unet_ray.network.unet import Network, new_network
 
 STEPS = 20
 # bfloat16 has 8 bits: the curves of another order of sums stay this close while the loss falls by a third.
@@ -44,7 +44,7 @@ def part(batch: Batch, rank: int, world_size: int) -> Batch:
 
 def take_steps(
     config: NetworkConfig, rank: int, world_size: int, precision: Precision = "float32"
-) -> tuple[UNet, list[float]]:
+) -> tuple[Network, list[float]]:
     """The network after the steps, and their losses; float64 unless in low precision."""
     torch.set_num_threads(1)
     network = new_network(config, seed=3)
@@ -68,7 +68,12 @@ CONFIGS = (
     network_config("default", base_channels=2, depth=3),
     network_config("keras", base_channels=2, depth=3),
     network_config("paper", base_channels=1),
+    network_config("default", base_channels=2, depth=2, members=2),
 )
+
+
+def name_of(config: NetworkConfig) -> str:
+    return f"{config.preset}-of-{config.members}"
 
 
 def one_rank(rank: int, world_size: int, port: int, folder: str) -> None:
@@ -76,7 +81,7 @@ def one_rank(rank: int, world_size: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     for config in CONFIGS:
         network, _ = take_steps(config, rank, world_size)
-        torch.save(network.state_dict(), Path(folder) / f"{config.preset}-{rank}.pt")
+        torch.save(network.state_dict(), Path(folder) / f"{name_of(config)}-{rank}.pt")
     _, losses = take_steps(CONFIGS[0], rank, world_size, "bfloat16")
     (Path(folder) / f"bfloat16-{rank}.json").write_text(json.dumps(losses))
     dist.destroy_process_group()
@@ -101,14 +106,14 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return world_size, folder
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.preset)
+@pytest.mark.parametrize("config", CONFIGS, ids=name_of)
 def test_ranks_equal_one(config: NetworkConfig, ranks: tuple[int, Path]) -> None:
     world_size, folder = ranks
     alone = take_steps(config, 0, 1)[0].state_dict()
     start = new_network(config, seed=3).double().state_dict()
     assert any((alone[name] - start[name]).abs().max() > 1e-3 for name in alone)  # it did learn
     for rank in range(world_size):
-        found = torch.load(folder / f"{config.preset}-{rank}.pt", weights_only=True)
+        found = torch.load(folder / f"{name_of(config)}-{rank}.pt", weights_only=True)
         for name, expected in alone.items():
             torch.testing.assert_close(found[name], expected, rtol=0, atol=1e-9, msg=f"rank {rank}: {name}")
 

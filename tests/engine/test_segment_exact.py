@@ -114,6 +114,23 @@ def test_tiles_equal_the_whole_section(
     assert (job.output.objects.size(f"{LEVEL}/c/0/0/0") or 0) > 0
 
 
+def test_tiles_of_an_ensemble_equal_the_whole_section(
+    tmp_path: Path,
+    write_model: Callable[..., str],
+    write_zarr: Callable[..., str],
+    phantom_image: Callable[..., npt.NDArray[np.uint8]],
+    by_plain_loop: Callable[..., Job],
+    read_all: Callable[..., npt.NDArray[Any]],
+) -> None:
+    volume = write_zarr(tmp_path / "volume.zarr", phantom_image((2, 61, 47), 5))
+    model = write_model(tmp_path / "m", base_channels=4, members=3, seed=3)
+    job = by_plain_loop(volume, model, tmp_path / "out.zarr", 20, THRESHOLD)
+    found = read_all(job.output.path)
+    assert job.layout.blocks.tiles.num_tiles > 1
+    assert np.ptp(found) >= 10
+    assert np.abs(found - 255 * in_one_piece(job).astype(np.float64)).max() < 0.5 + 1e-3
+
+
 @pytest.mark.parametrize(
     ("preset", "depth", "context", "classes", "seed", "shape", "tile_px", "tta", "dtype"),
     [  # the seeds give weights of which more than one class comes out

@@ -19,7 +19,7 @@ SEEN = [("aa", "train"), ("cc", "train"), ("ee", "train"), ("ff", "validation")]
 def tuned(
     ray_cluster: None, tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., str]
 ) -> tuple[Path, dict[str, Any]]:
-    """A run in which context sections, a first model, accumulation, averaging, clipping and Dice take part.
+    """A run of two members, with context sections, a first model, accumulation, averaging, clipping and Dice.
 
     Its rate is so high that later epochs are worse.
     """
@@ -27,10 +27,10 @@ def tuned(
 
     folder = tmp_path_factory.mktemp("tuned")
     seen = [TrainingSection(fingerprint=f, stack=0, section=z, role=r) for z, (f, r) in enumerate(SEEN)]
-    first = write_model(folder / "first", depth=2, in_channels=3, seed=5, training_sections=seen)
+    first = write_model(folder / "first", depth=2, in_channels=3, members=2, seed=5, training_sections=seen)
     settings = {
         "best_by": "dice", "epochs": 4, "learning_rate": 0.1, "schedule": "constant", "micro_batch": 1,
-        "ema_decay": 0.5, "max_gradient_norm": 1.0, "dice_weight": 1.0, "initial_model": first,
+        "ema_decay": 0.5, "members": 2, "max_gradient_norm": 1.0, "dice_weight": 1.0, "initial_model": first,
     }  # fmt: skip
     cache = make_cache(f"{folder}/cache.zarr", context=1)
     return folder / "run", train(config(cache, folder / "run", **settings))
@@ -50,7 +50,7 @@ def test_the_best_model_is_chosen_by_the_score_asked_for(tuned: tuple[Path, dict
 def test_context_sections_reach_the_model(tuned: tuple[Path, dict[str, Any]]) -> None:
     network, state, metadata = decode((tuned[0] / "model.safetensors").read_bytes())
     assert (network.in_channels, metadata.context_sections) == (3, 1)
-    assert state["down.0.0.weight"].shape[1] == 3
+    assert [state[f"members.{member}.down.0.0.weight"].shape[1] for member in range(network.members)] == [3, 3]
 
 
 def test_fine_tuning_does_not_forget_what_the_model_has_seen(tuned: tuple[Path, dict[str, Any]]) -> None:

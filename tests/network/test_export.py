@@ -18,6 +18,7 @@ CASES = {
     "keras": (network_config("keras", base_channels=2, depth=3), [(1, 64, 64), (2, 72, 128)]),
     "paper": (network_config("paper", base_channels=2, depth=3), [(1, 108, 108), (2, 112, 140)]),
     "classes": (network_config("default", base_channels=2, depth=2, classes=4), [(1, 64, 64), (2, 66, 70)]),
+    "members": (network_config("default", base_channels=2, depth=2, members=2), [(1, 64, 64), (2, 66, 70)]),
 }
 
 

@@ -22,7 +22,9 @@ from unet_ray.config.network import network_config
 from unet_ray.network.step import Batch, make_optimizer, train_step
 from unet_ray.network.unet import new_network
 
-preset, base, patches, side, margin, optimizer, precision = sys.argv[1], *map(int, sys.argv[2:6]), *sys.argv[6:]
+preset, base, members, patches, side, margin, optimizer, precision = (
+    sys.argv[1], *map(int, sys.argv[2:7]), *sys.argv[7:]
+)
 torch.set_num_threads(1)
 
 def train(config, patches, side, steps):
@@ -43,27 +45,28 @@ def memory(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
 
 before = memory("VmRSS")
-train(network_config(preset, base_channels=base), patches, side, 2)
+train(network_config(preset, base_channels=base, members=members), patches, side, 2)
 print(memory("VmHWM") - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(
-    ("preset", "base", "patches", "side", "optimizer", "precision"),
+    ("preset", "base", "members", "patches", "side", "optimizer", "precision"),
     [
-        ("default", 16, 2, 256, "adamw", "float32"),
-        ("default", 16, 4, 256, "adamw", "bfloat16"),
-        ("keras", 32, 1, 128, "adam", "float32"),
-        ("paper", 64, 1, 4, "sgd", "float32"),
+        ("default", 16, 1, 2, 256, "adamw", "float32"),
+        ("default", 16, 1, 4, 256, "adamw", "bfloat16"),
+        ("default", 16, 2, 2, 256, "adamw", "float32"),
+        ("keras", 32, 1, 1, 128, "adam", "float32"),
+        ("paper", 64, 1, 1, 4, "sgd", "float32"),
     ],
 )
-def test_memory_is_within_a_factor_of_the_measured_peak(preset, base, patches, side, optimizer, precision):
+def test_memory_is_within_a_factor_of_the_measured_peak(preset, base, members, patches, side, optimizer, precision):
     if precision == "bfloat16" and hardware_precision("cpu") != precision:
         pytest.skip("this processor emulates bfloat16, in memory of its own")
-    config = network_config(preset, base_channels=base)
+    config = network_config(preset, base_channels=base, members=members)
     found = summarise(config, patches=patches, patch_px=side, optimizer=optimizer, precision=precision)
-    arguments = [preset, base, patches, side, found.margin_px, optimizer, precision]
+    arguments = [preset, base, members, patches, side, found.margin_px, optimizer, precision]
     command = [sys.executable, "-c", MEASURE, *map(str, arguments)]
     peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert peak > 1.5e8  # most of it is the network's

@@ -13,7 +13,7 @@ from unet_ray.geometry.receptive_field import Conv, Join, Layer, Pool, Push, Up
 
 
 class NetworkConfig(Config):
-    """Settings of one U-Net; with its weights they decide every output value."""
+    """Settings of one U-Net, or of several alike; with its weights they decide every output value."""
 
     preset: str = "default"
     """Name of the preset these settings started from; the settings themselves decide."""
@@ -37,6 +37,8 @@ class NetworkConfig(Config):
     """Deepest levels of the contracting path that end in dropout (their skips see it too)."""
     head_channels: int = Field(default=0, ge=0)
     """Channels of a 3x3 convolution with ReLU before the last 1x1 one (notebook: 2); 0: none."""
+    members: int = Field(default=1, ge=1, le=64)
+    """U-Nets of these settings with weights of their own, whose mean is the prediction."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

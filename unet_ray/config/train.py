@@ -37,6 +37,8 @@ class TrainSettings(Config):
     """Channels of the first level; None: the preset's (default 16, paper and keras 64)."""
     depth: Annotated[int, Field(ge=1, le=8)] | None = None
     """Levels of resolution, the bottom one included; None: the preset's (5)."""
+    members: Annotated[int, Field(ge=1, le=64)] = 1
+    """Networks trained together on the same patches, from different first weights; the mean of their logits is the prediction. So many times the work and memory, in training and in segmentation, for fewer mistakes."""
     epochs: Annotated[int, Field(ge=1)] = PRESET_TRAINING["default"]["epochs"]
     """Passes over the cache at most. Unless given, the preset's; so are batch size, learning rate, optimizer, momentum, schedule, early stop, best by, weighted, ema decay and random dihedral."""
     batch_size: Annotated[int, Field(ge=1)] = PRESET_TRAINING["default"]["batch_size"]

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from unet_ray.network.batch_norm import set_reduce
-from unet_ray.network.unet import UNet
+from unet_ray.network.unet import Network
 
 # 2.13 renamed it and warns of the old name.
 _SYNC_BUFFERS = next(
@@ -32,7 +32,7 @@ def gather(mine: Any) -> list[Any]:
     return found
 
 
-def averaging(network: UNet, device: torch.device, *, compiled: bool = False) -> DistributedDataParallel:
+def averaging(network: Network, device: torch.device, *, compiled: bool = False) -> DistributedDataParallel:
     """The network as one of several ranks trains it: gradients averaged, batch statistics those of all ranks."""
     set_reduce(network, sum_over_ranks, compiled=compiled)
     # Running statistics are the same on every rank as it is.

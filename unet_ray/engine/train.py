@@ -99,7 +99,8 @@ def train(config: TrainConfig) -> Summary:
             checkpoint_every_steps=config.checkpoint_every_steps,
         )
         about = _network_summary(plan, config.workers, cache.plan().patch_px)
-        print(f"train: {network.preset} network, {about.line()}; {precision}", file=sys.stderr)
+        what = f"{network.preset} network" if network.members == 1 else f"{network.members} {network.preset} networks"
+        print(f"train: {what}, {about.line()}; {precision}", file=sys.stderr)
         # A GPU's memory is its own, and Ray counts GPUs.
         needed = 0 if config.use_gpu else PROCESS_BYTES + about.memory.total
         memory = memory_together(config.workers, needed, threads, gpus)
@@ -190,7 +191,7 @@ def _network(config: TrainConfig, cache: PatchCache) -> NetworkConfig:
     classes = _classes(cache)
     network = network_config(
         config.preset, base_channels=config.base_channels, depth=config.depth, in_channels=plan.channels,
-        classes=classes if classes > 2 else None,
+        classes=classes if classes > 2 else None, members=config.members,
     )  # fmt: skip
     wanted = margin_px(layers(network))
     if plan.margin_px != wanted:
@@ -240,7 +241,7 @@ def _made_with(config: TrainConfig, network: NetworkConfig, cache: PatchCache) -
         "settings": {
             name: getattr(config, name)
             for name in TrainSettings.model_fields
-            if name not in {"preset", "base_channels", "depth", "precision"}
+            if name not in {"preset", "base_channels", "depth", "members", "precision"}
         },
         "initial_model": initial,
     }
@@ -267,6 +268,9 @@ def _claim(run: Objects, config: TrainConfig, made_with: dict[str, Any]) -> dict
         run.delete(RUN)
         return {"precision": None}
     earlier: dict[str, Any] = json.loads(stored)
+    # A setting that its version did not have is at its default.
+    before = NetworkConfig.model_validate(earlier["made_with"]["network"])
+    earlier["made_with"]["network"] = before.model_dump(mode="json")
     differing = differences(earlier["made_with"], made_with)
     if config.precision not in ("auto", earlier["precision"]):
         differing.append(f"precision {earlier['precision']} (now {config.precision})")

@@ -20,7 +20,7 @@ from unet_ray.engine.validation import Validated
 from unet_ray.errors import ModelFileError
 from unet_ray.network.ema import WeightAverage
 from unet_ray.network.schedule import Schedule
-from unet_ray.network.unet import UNet
+from unet_ray.network.unet import Network
 from unet_ray.storage.failure import reason
 
 STATE = "state.pt"
@@ -77,7 +77,7 @@ class TrainState:
         at: how far it is.
     """
 
-    network: UNet
+    network: Network
     optimizer: Optimizer
     schedule: Schedule
     average: WeightAverage | None
@@ -136,7 +136,7 @@ class TrainState:
         }
 
     @contextmanager
-    def judged(self) -> Iterator[UNet]:
+    def judged(self) -> Iterator[Network]:
         """The network with the weights that are validated and saved: the average's, if there is one."""
         if self.average is None:
             yield self.network

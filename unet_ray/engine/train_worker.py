@@ -28,7 +28,7 @@ from unet_ray.network.out_of_memory import is_out_of_memory
 from unet_ray.network.predict import Predictor
 from unet_ray.network.schedule import Schedule
 from unet_ray.network.step import Batch, Precision, make_optimizer, make_scaler, train_step
-from unet_ray.network.unet import UNet, new_network
+from unet_ray.network.unet import Network, new_network
 from unet_ray.report.progress import duration
 from unet_ray.storage.objects import open_objects
 from unet_ray.storage.patch_cache import PatchCache
@@ -249,7 +249,7 @@ def _loss(settings: TrainSettings) -> Loss:
     )  # fmt: skip
 
 
-def _start_network(plan: TrainPlan) -> UNet:
+def _start_network(plan: TrainPlan) -> Network:
     network = new_network(plan.network, plan.settings.seed)
     if plan.initial_model is not None:
         network.load_state_dict(decode(read_model_file(plan.initial_model), plan.initial_model)[1])

@@ -10,7 +10,7 @@ from unet_ray.config.network import layers
 from unet_ray.errors import ConfigError
 from unet_ray.geometry.receptive_field import legal_output_sides, margin_px, pooling_factor
 from unet_ray.network.model_file import ModelMetadata
-from unet_ray.network.unet import UNet, class_probability, fold_batch_norm, membrane_probability, network_input
+from unet_ray.network.unet import Network, class_probability, fold_batch_norm, membrane_probability, network_input
 
 # Sides of 1 pixel at a level below are constants to torch.export; no tile is that small.
 _LEAST_SIDE_PX = 64
@@ -23,7 +23,7 @@ class GreyToProbability(nn.Module):
     Batch normalisation is folded into the convolutions.
     """
 
-    def __init__(self, model: UNet) -> None:
+    def __init__(self, model: Network) -> None:
         """Take the weights of ``model``."""
         super().__init__()
         self.network = fold_batch_norm(model.eval())
@@ -38,7 +38,7 @@ class GreyToProbability(nn.Module):
         return membrane_probability(logits) if logits.shape[1] <= 2 else class_probability(logits)
 
 
-def exported_program(model: UNet) -> ExportedProgram:
+def exported_program(model: Network) -> ExportedProgram:
     """The network as `torch.export` has it, for any number of windows and any legal sides of at least 64 px.
 
     >>> from unet_ray.config.network import network_config
@@ -75,7 +75,7 @@ def require_onnx() -> None:
         raise ConfigError("an ONNX export needs the package onnxscript; pip install 'unet_ray[onnx]' and run again")
 
 
-def onnx_bytes(model: UNet, metadata: ModelMetadata) -> bytes:
+def onnx_bytes(model: Network, metadata: ModelMetadata) -> bytes:
     """An ONNX file of the network: input "grey", output "probability", our metadata under the key "unet_ray"."""
     program = torch.onnx.export(
         exported_program(model), dynamo=True, input_names=["grey"], output_names=["probability"], verbose=False

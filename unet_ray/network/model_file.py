@@ -13,7 +13,7 @@ from torch import Tensor
 from unet_ray.config.base import Config
 from unet_ray.config.network import NetworkConfig
 from unet_ray.errors import ModelFileError
-from unet_ray.network.unet import UNet, expected_shapes
+from unet_ray.network.unet import Network, expected_shapes
 
 FORMAT_VERSION = 1
 _KEY = "unet_ray"
@@ -63,7 +63,7 @@ class ModelMetadata(Config):
     format_version: int = FORMAT_VERSION
 
 
-def encode(model: UNet, metadata: ModelMetadata) -> bytes:
+def encode(model: Network, metadata: ModelMetadata) -> bytes:
     """The bytes of a model file: the same model and metadata give the same bytes.
 
     Args:

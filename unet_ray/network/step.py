@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from unet_ray.errors import TrainingDivergedError
 from unet_ray.network.dropout import dropout_masks
 from unet_ray.network.loss import Loss
-from unet_ray.network.unet import network_input
+from unet_ray.network.unet import by_member, network_input
 
 Precision = Literal["float32", "bfloat16", "float16"]
 OptimizerName = Literal["adam", "adamw", "sgd"]
@@ -56,7 +56,7 @@ class StepResult(NamedTuple):
     """What one training step or one validation batch found, over the global batch; the same on every rank."""
 
     loss: float
-    """Sum of the loss's terms with their coefficients."""
+    """Sum of the loss's terms with their coefficients; of an ensemble the mean over its members."""
     terms: dict[str, float]
     """Mean of each term, by name."""
     samples: int
@@ -100,7 +100,7 @@ def train_step(
     one process with the whole batch takes. A rank without patches passes an empty batch.
 
     Args:
-        model: a `UNet`, or one wrapped for averaging gradients; its dtype is that of the weights.
+        model: a `Network`, or one wrapped for averaging gradients; its dtype is that of the weights.
         batch: this rank's part of the global batch.
         optimizer: over the model's parameters.
         step: number of the step: of its dropout masks, and for the message of a divergence.
@@ -135,9 +135,10 @@ def train_step(
         # Gradients pile up on this rank; the last piece's backward pass averages them over the ranks.
         with _no_sync(model) if number < len(parts) - 1 else nullcontext():
             sums = _forward(model, part, loss, precision, step=step, seed=seed)
-            mine = sums.sum(0) @ (shares * world_size).to(sums.dtype)
+            # The sum over an ensemble's members: each takes the step that it would take alone.
+            mine = sums.sum((0, 1)) @ (shares * world_size).to(sums.dtype)
             (mine if scaler is None else scaler.scale(mine)).backward()  # type: ignore[no-untyped-call]
-        found.append(sums.detach().double())
+        found.append(sums.detach().double().mean(0))
     per_sample = torch.cat(found)
     if scaler is not None:
         scaler.unscale_(optimizer)
@@ -174,8 +175,8 @@ def validation_loss(
     model.eval()
     reduced: Reduce = (lambda sums: sums) if reduce is None else reduce
     sums = _forward(model, batch, loss, precision, step=0, seed=0)
-    counts = reduced(_counts(loss, batch))
-    return _result(loss, reduced(sums.double().sum(0)), counts, torch.zeros_like(counts[0]))._replace(stepped=False)
+    counts, sums = reduced(_counts(loss, batch)), sums.double().mean(0)
+    return _result(loss, reduced(sums.sum(0)), counts, torch.zeros_like(counts[0]))._replace(stepped=False)
 
 
 def _counts(loss: Loss, batch: Batch) -> Tensor:
@@ -185,7 +186,7 @@ def _counts(loss: Loss, batch: Batch) -> Tensor:
 
 
 def _forward(model: nn.Module, part: Batch, loss: Loss, precision: Precision, *, step: int, seed: int) -> Tensor:
-    """Loss sums of each sample, (n, terms)."""
+    """Loss sums of each member (one, but in training of an ensemble) and sample, (members, n, terms)."""
     like = next(model.parameters())
     images = network_input(part.image).to(like.dtype)
     masks: AbstractContextManager[Any] = nullcontext()
@@ -193,7 +194,7 @@ def _forward(model: nn.Module, part: Batch, loss: Loss, precision: Precision, *,
         masks = dropout_masks(model, seed=seed, step=step, samples=part.position)
     with torch.autocast(like.device.type, dtype=_AUTOCAST.get(precision), enabled=precision in _AUTOCAST), masks:
         logits = model(images)
-    return loss.per_sample(logits, part.label, part.weight)
+    return torch.stack([loss.per_sample(of_member, part.label, part.weight) for of_member in by_member(logits)])
 
 
 def _no_sync(model: nn.Module) -> AbstractContextManager[Any]:

@@ -17,7 +17,7 @@ from unet_ray.geometry.receptive_field import (
 from unet_ray.network.dropout import dropout_masks
 from unet_ray.network.loss import Loss
 from unet_ray.network.step import OptimizerName, Precision
-from unet_ray.network.unet import UNet
+from unet_ray.network.unet import by_member, network_of
 
 _CROSS_ENTROPY = Loss()
 # float32 numbers that an optimiser keeps for each parameter.
@@ -159,7 +159,7 @@ def _trace(
         return tensor
 
     with torch.device("meta"):
-        model = UNet(config)
+        model = network_of(config).train()
         parameters = sum(p.numel() for p in model.parameters())
         # A network in low precision keeps what autocast keeps, but for the weights.
         model.to({"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision])
@@ -176,5 +176,6 @@ def _trace(
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             dropout_masks(model, seed=0, step=0, samples=positions),
         ):
-            loss.per_sample(model(images), labels, weights)
+            for of_member in by_member(model(images)):
+                loss.per_sample(of_member, labels, weights)
     return parameters, macs, sum(storage.nbytes() for storage in kept.values()), largest

@@ -1,7 +1,8 @@
-"""One U-Net for all presets: valid or same padding, transposed or nearest up-sampling.
+"""One U-Net for all presets: valid or same padding, transposed or nearest up-sampling; and several of one kind.
 
 Source: Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image
-Segmentation", MICCAI 2015; initialisation: He et al., ICCV 2015.
+Segmentation", MICCAI 2015; initialisation: He et al., ICCV 2015; several: Lakshminarayanan, Pritzel, Blundell,
+"Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles", NeurIPS 2017.
 """
 
 import math
@@ -54,16 +55,18 @@ class UNet(nn.Module):
     `new_network` or `network_from_state`; the bare constructor leaves PyTorch's own initial weights.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
-        """Make the layers of ``config``."""
+    def __init__(self, config: NetworkConfig, member: int = 0) -> None:
+        """Make the layers of ``config``; the members of an ensemble drop different values."""
         super().__init__()
+        assert config.members == 1, "several are an Ensemble"
         self.config = config
         width = [config.channels(level) for level in range(config.depth)]
         inputs = [config.in_channels, *width[:-1]]
         self.down = nn.ModuleList(DoubleConvolution(*pair, config) for pair in zip(inputs, width, strict=True))
         first_dropped = config.depth - config.dropout_levels
         self.dropout = nn.ModuleList(
-            Dropout(config.dropout, level) if level >= first_dropped else nn.Identity() for level in range(config.depth)
+            Dropout(config.dropout, level + member * config.depth) if level >= first_dropped else nn.Identity()
+            for level in range(config.depth)
         )
         rising = range(config.depth - 2, -1, -1)
         self.up = nn.ModuleList(
@@ -102,13 +105,49 @@ class UNet(nn.Module):
         return logits
 
 
+class Ensemble(nn.Module):
+    """U-Nets of the same settings that are trained on the same patches from different first weights.
+
+    What one alone gets wrong by chance, the mean of several gets wrong less often.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        """Make ``config.members`` networks."""
+        super().__init__()
+        self.config = config
+        of_one = config.model_copy(update={"members": 1})
+        self.members = nn.ModuleList(UNet(of_one, member) for member in range(config.members))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits of images (n, in_channels, h, w).
+
+        In training each member's, (members, n, classes, h', w'), for each has a loss of its own; else their mean,
+        (n, classes, h', w'), at least float32.
+        """
+        if self.training:
+            return torch.stack([member(images) for member in self.members])
+        first, *others = self.members
+        total = _exact(first(images))
+        for member in others:
+            total = total + _exact(member(images))
+        return total / len(self.members)
+
+
+Network = UNet | Ensemble
+
+
+def by_member(logits: Tensor) -> Tensor:
+    """Logits of a `Network` in either mode as (members, n, classes, h', w'), members 1 where there is one answer."""
+    return logits if logits.ndim == 5 else logits[None]
+
+
 def _centre(features: Tensor, height: int, width: int) -> Tensor:
     top, left = (features.shape[-2] - height) // 2, (features.shape[-1] - width) // 2
     return features[..., top : top + height, left : left + width]
 
 
-def new_network(config: NetworkConfig, seed: int) -> UNet:
-    """A network with initial weights that are a function of (config, seed) alone.
+def new_network(config: NetworkConfig, seed: int) -> Network:
+    """A network with initial weights that are a function of (config, seed) alone; the first member's of the same seed.
 
     Weights are normal with sd sqrt(2 / N), N the number of inputs that one output value sums
     (kernel area x input channels; input channels for a 2x2 transposed convolution of stride 2,
@@ -137,14 +176,14 @@ def new_network(config: NetworkConfig, seed: int) -> UNet:
     return model
 
 
-def network_from_state(config: NetworkConfig, state: Mapping[str, Tensor]) -> UNet:
+def network_from_state(config: NetworkConfig, state: Mapping[str, Tensor]) -> Network:
     """A network with the weights of ``state``, in evaluation mode (as decoded from a model file)."""
     model = _empty_network(config)
     model.load_state_dict(dict(state), assign=True)
     return model.eval()
 
 
-def fold_batch_norm(model: UNet) -> UNet:
+def fold_batch_norm(model: Network) -> Network:
     """The same function in evaluation mode, with each batch normalisation folded into its convolution.
 
     In bfloat16 it is faster and more exact: nothing is rounded between convolution and normalisation.
@@ -154,6 +193,19 @@ def fold_batch_norm(model: UNet) -> UNet:
     """
     if not model.config.batch_norm:
         return model
+    folded = model.config.model_copy(update={"batch_norm": False})
+    if isinstance(model, UNet):
+        return network_from_state(folded, _folded_state(model))
+    of_members = {
+        f"members.{number}.{name}": tensor
+        for number, member in enumerate(model.members)
+        for name, tensor in _folded_state(member).items()
+    }
+    return network_from_state(folded, of_members)
+
+
+def _folded_state(model: nn.Module) -> dict[str, Tensor]:
+    """State of a U-Net without the batch normalisation that its convolutions have taken in."""
     kept = ("up.", "head.", "out.")
     state = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(kept)}
     for prefix in ("down", "merge"):
@@ -165,7 +217,7 @@ def fold_batch_norm(model: UNet) -> UNet:
                 weight = convolution.weight.double() * scale.reshape(-1, 1, 1, 1)
                 state[f"{prefix}.{level}.{new}.weight"] = weight.detach().to(convolution.weight.dtype)
                 state[f"{prefix}.{level}.{new}.bias"] = shift.detach().to(convolution.weight.dtype)
-    return network_from_state(model.config.model_copy(update={"batch_norm": False}), state)
+    return state
 
 
 def expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
@@ -173,9 +225,14 @@ def expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in _empty_network(config).state_dict().items()}
 
 
-def _empty_network(config: NetworkConfig) -> UNet:
+def network_of(config: NetworkConfig) -> Network:
+    """The layers of ``config``, with PyTorch's own initial weights."""
+    return UNet(config) if config.members == 1 else Ensemble(config)
+
+
+def _empty_network(config: NetworkConfig) -> Network:
     with torch.device("meta"):
-        return UNet(config)
+        return network_of(config)
 
 
 def network_input(images: Tensor) -> Tensor:
