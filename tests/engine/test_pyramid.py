@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from unet_ray.config.network import network_config
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine import pyramid, segment_plan
 from unet_ray.engine.segment import segment
@@ -143,3 +144,21 @@ def test_few_blocks_are_those_that_one_process_makes_before_others_have_started(
     assert [pyramid._are_few(large, list(range(count)), 100) for count in (1, 49, 50)] == [True, True, False]
     # Two have half of the work each, but start first.
     assert [pyramid._are_few(small, list(range(count)), 2) for count in (84, 166, 167)] == [True, True, False]
+
+
+def test_what_a_pyramid_will_take_is_told_by_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first level a pool makes the shards sooner, of the last one process does."""
+    monkeypatch.setattr(segment_plan, "LARGEST_CHUNK_PX", 256)
+    network = network_config("default")
+    layout = segment_plan.layout_for((400, 4096, 4096), 1024, network, None)
+    alone = []
+    for level in layout.levels[1:]:
+        grid = layout.grid(level)
+        voxels = 400 * (4096 >> level) ** 2
+        assert sum(grid.write_box(block).voxels for block in range(grid.num_blocks)) == voxels
+        alone.append(pyramid.BLOCK_SECONDS * grid.num_blocks + pyramid.MVOXEL_SECONDS * voxels / 1e6)
+    pool = [pyramid.POOL_SECONDS + seconds / 2 for seconds in alone]
+    assert alone[0] > pool[0]
+    assert alone[-1] < pool[-1]
+    assert pyramid.pyramid_seconds(layout, 1.0, 2) == pytest.approx(sum(map(min, alone, pool)))
+    assert pyramid.pyramid_seconds(layout, 0.01, 2) == pytest.approx(0.01 * sum(alone))

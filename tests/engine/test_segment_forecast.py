@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from unet_ray.config.network import network_config
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine import segment_forecast, segment_start, segment_worker
 from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_forecast import Measured, measure, spread
+from unet_ray.engine.segment_plan import layout_for
 from unet_ray.engine.segment_worker import Job
 from unet_ray.errors import VolumeError
 
@@ -46,11 +48,14 @@ def test_bytes_are_those_that_are_then_written_and_nothing_is_before(
     assert (told["dry_run"], told["blocks"], told["blocks_skipped"]) == (True, BLOCKS, 0)
     assert told["forecast_cost"] == pytest.approx(10 * told["forecast_seconds"], abs=1)  # one node
     assert "segment: forecast: " in capsys.readouterr().err
+    parts = told["forecast_startup_seconds"] + told["forecast_block_seconds"]
+    assert 0 < told["forecast_startup_seconds"] < told["seconds"]
+    assert told["forecast_seconds"] == pytest.approx(parts, abs=0.2)  # a section is one chunk: no further levels
     made = segment(SegmentConfig(**asked, output=str(out)))
     written = sum(path.stat().st_size for path in out.rglob("c/**/*") if path.is_file())
     assert told["forecast_bytes"] == pytest.approx(written, rel=0.2)
     # Not a timed test: so small a volume takes little beside the start of a worker, and its forecast nothing of that.
-    assert told["forecast_seconds"] < 10 * (made["seconds"] - made["startup_seconds"])
+    assert told["forecast_block_seconds"] < 10 * (made["seconds"] - made["startup_seconds"])
     before = sorted(path.stat().st_mtime_ns for path in out.rglob("*"))
     again = segment(SegmentConfig(**asked, output=str(out), dry_run=True, verify=True))
     assert "nothing is left" in again["note"]
@@ -116,7 +121,7 @@ def test_workers_are_measured_side_by_side(
     assert sorted(set(measured)) == spread(range(BLOCKS), 3 * segment_forecast.MOST_BLOCKS)
     per_tile = sum(one.seconds for one in found) / sum(one.tiles for one in found)
     slowest_start = max(one.startup_seconds for one in found)
-    assert told["forecast_seconds"] == pytest.approx(slowest_start + BLOCKS * per_tile / 3, abs=0.1)
+    assert told["forecast_block_seconds"] == pytest.approx(slowest_start + BLOCKS * per_tile / 3, abs=0.1)
     assert told["forecast_worker_rss_bytes"] == max(one.worker_rss_bytes for one in found)
 
 
@@ -138,3 +143,15 @@ def test_chosen_blocks_are_spread_and_each_once() -> None:
         chosen = spread(range(blocks))
         assert len(set(chosen)) == len(chosen) == min(blocks, segment_forecast.MOST_BLOCKS)
         assert set(chosen) <= set(range(blocks))
+
+
+def test_tiff_files_are_part_of_what_is_left_after_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    layout = layout_for(
+        (40, 250, 250), 125, network_config("default"), None
+    )  # a section is one chunk: no further levels
+    todo = range(layout.blocks.num_blocks // 2)
+    megavoxels = layout.blocks.voxels_of(todo) / 1e6
+    assert megavoxels == 1.25
+    expected = [files * segment_forecast.TIFF_MVOXEL_SECONDS * megavoxels / 4 for files in range(3)]
+    assert [segment_forecast.after_seconds(layout, todo, 2, files) for files in range(3)] == pytest.approx(expected)

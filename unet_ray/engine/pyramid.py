@@ -11,6 +11,7 @@ from unet_ray.engine.blocks import BlockWorker, Outcome, run_blocks, run_few, ru
 from unet_ray.engine.cluster import pool_size
 from unet_ray.engine.pyramid_worker import MaskWorker, PyramidWorker
 from unet_ray.geometry.block_set import BlockSet
+from unet_ray.geometry.box import Box
 from unet_ray.geometry.tiles import BlockGrid
 from unet_ray.storage.segmentation import Segmentation, SegmentationLayout
 
@@ -54,16 +55,30 @@ def build_pyramid(output: Segmentation, layout: SegmentationLayout, threshold: f
     return found
 
 
+def pyramid_seconds(layout: SegmentationLayout, share: float, workers: int) -> float:
+    """What `build_pyramid` takes, about, above a share of the blocks of level 0."""
+    seconds = 0.0
+    for level in layout.levels[1:]:
+        grid = layout.grid(level)
+        alone = share * _alone_seconds(grid.num_blocks, Box.of_shape(grid.tiles.volume).voxels)
+        seconds += min(alone, _in_pool_seconds(alone, workers))
+    return seconds
+
+
+def _alone_seconds(blocks: int, voxels: int = 0) -> float:
+    return BLOCK_SECONDS * blocks + MVOXEL_SECONDS * voxels / 1e6
+
+
+def _in_pool_seconds(alone: float, workers: int) -> float:
+    return POOL_SECONDS + alone / workers
+
+
 def _are_few(grid: BlockGrid, todo: list[int], workers: int) -> bool:
     """Whether one process makes these blocks sooner than a pool of so many starts and makes them."""
-
-    def sooner(seconds: float) -> bool:
-        return seconds < POOL_SECONDS + seconds / workers
-
-    seconds = BLOCK_SECONDS * len(todo)
-    if sooner(seconds):  # of millions of blocks nobody adds up the voxels
-        seconds += MVOXEL_SECONDS * sum(grid.write_box(block).voxels for block in todo) / 1e6
-    return sooner(seconds)
+    seconds = _alone_seconds(len(todo))
+    if seconds < _in_pool_seconds(seconds, workers):  # of millions of blocks nobody adds up the voxels
+        seconds = _alone_seconds(len(todo), sum(grid.write_box(block).voxels for block in todo))
+    return seconds < _in_pool_seconds(seconds, workers)
 
 
 def _on_cpus(output: Segmentation, make_worker: Callable[[], BlockWorker], grid: BlockGrid, todo: list[int]) -> Outcome:

@@ -17,7 +17,7 @@ from unet_ray.engine.cluster import cluster, memory_to_ask_for, pool_size
 from unet_ray.engine.past_runs import RunRecord
 from unet_ray.engine.pyramid import anything_missing, build_pyramid, make_masks
 from unet_ray.engine.segment_export import export_tiff
-from unet_ray.engine.segment_forecast import forecast
+from unet_ray.engine.segment_forecast import after_seconds, forecast
 from unet_ray.engine.segment_request import Request, open_request, take_over
 from unet_ray.engine.segment_start import begin, calibrated, probed, resolve_actors
 from unet_ray.engine.segment_worker import SegmentWorker
@@ -75,7 +75,7 @@ def segment(config: SegmentConfig) -> Summary:
     began = time.time()
     request = open_request(config)
     if config.dry_run:
-        return _dry_run(request) | {"seconds": round(time.time() - began, 2)}
+        return _dry_run(request, began) | {"seconds": round(time.time() - began, 2)}
     request = take_over(request)
     output, layout = request.job.output, request.job.layout
     done, chosen = output.done(layout.blocks), request.chosen()
@@ -160,9 +160,9 @@ def _summary(request: Request, made: Made, skipped: int, began: float) -> Summar
     return summary
 
 
-def _dry_run(request: Request) -> Summary:
-    """What the chosen blocks that are not done will take; nothing is written."""
-    blocks, chosen, stored = request.job.layout.blocks, request.chosen(), request.stored
+def _dry_run(request: Request, began: float) -> Summary:
+    """What the chosen blocks that are not done will take, and the rest of the job; nothing is written."""
+    config, blocks, chosen, stored = request.config, request.job.layout.blocks, request.chosen(), request.stored
     done = BlockSet(0) if stored is None else request.job.output.done(blocks)
     todo = [block for block in chosen if block not in done]
     summary: Summary = {
@@ -187,8 +187,14 @@ def _dry_run(request: Request) -> Summary:
         else:
             precision, rss = stored["made_with"]["precision"], stored.get("worker_rss_bytes", 0)
         memory = memory_to_ask_for(rss, request.job.threads, request.job.gpus_each)
-        workers = pool_size(request.config.workers, request.job.threads, request.job.gpus_each, memory)
-        summary |= forecast(request.job, precision, todo, workers, request.config.price_per_node_hour)
+        workers = pool_size(config.workers, request.job.threads, request.job.gpus_each, memory)
+        tiff_files = len({config.tiff, config.probability_tiff} - {None})
+        summary |= forecast(
+            request.job, precision, todo, workers, config.price_per_node_hour,
+            # Until now all was as it will be, the workers' own start apart.
+            startup_seconds=time.time() - began,
+            after_seconds=after_seconds(request.job.layout, todo, pool_size(None, cpus_each=1), tiff_files),
+        )  # fmt: skip
     return summary
 
 

@@ -1,5 +1,6 @@
 """What a segmentation will take, told from a few of its own blocks before anything is written."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import ray
 from unet_ray.engine.machines import roomiest_node
 from unet_ray.engine.mask_survey import some_of, survey
 from unet_ray.engine.process_memory import peak_rss_bytes
+from unet_ray.engine.pyramid import pyramid_seconds
 from unet_ray.engine.segment_worker import Job, SegmentWorker, on_worker, on_workers
 from unet_ray.network.predict import Precision
 from unet_ray.report.progress import duration, number
@@ -18,6 +20,8 @@ from unet_ray.storage.segmentation import SegmentationLayout
 
 # Of each worker: one block to warm up and some more to measure, as far as they fit into this time.
 MOST_BLOCKS, SECONDS = 5, 60.0
+# What one CPU takes to export a megavoxel. Measured.
+TIFF_MVOXEL_SECONDS = 0.024
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +114,16 @@ def spread(todo: Sequence[int], most: int = MOST_BLOCKS) -> list[int]:
 
 
 def forecast(
-    job: Job, precision: Precision, todo: Sequence[int], workers: int, price_per_node_hour: float | None
+    job: Job,
+    precision: Precision,
+    todo: Sequence[int],
+    workers: int,
+    price_per_node_hour: float | None,
+    *,
+    startup_seconds: float = 0.0,
+    after_seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """Seconds, memory, bytes and cost of the blocks that are left.
+    """Seconds, memory, bytes and cost of the blocks that are left, and of what is made of them.
 
     Args:
         job: of the segmentation.
@@ -120,11 +131,14 @@ def forecast(
         todo: blocks that are not done, at least one.
         workers: that will take part.
         price_per_node_hour: in any currency; None: no cost is told.
+        startup_seconds: until the first block.
+        after_seconds: `after_seconds`.
 
     Returns:
-        ``forecast_seconds`` (of the blocks; the job's own start is not in it), ``forecast_bytes``,
-        ``forecast_worker_rss_bytes`` and ``forecast_cost``; a line on stderr says the same. With a mask,
-        ``forecast_tiles_masked`` as well: of a large output told from some of its blocks, as all the rest is.
+        ``forecast_seconds`` of the whole job: ``forecast_startup_seconds``, ``forecast_block_seconds`` and what the
+        pyramid and TIFF files take; ``forecast_bytes``, ``forecast_worker_rss_bytes`` and ``forecast_cost``; a line on
+        stderr says the same. With a mask, ``forecast_tiles_masked`` as well: of a large output told from some of its
+        blocks, as all the rest is.
     """
     grid = job.layout.blocks
     tiles = sum(sum(1 for _ in grid.tiles_of(block)) for block in todo)
@@ -147,23 +161,32 @@ def forecast(
         size += found.bytes / found.voxels * voxels * shares[0]
         rss = max(rss, found.worker_rss_bytes)
     size = round(size * _with_levels(job.layout))
+    rate, seconds_in_all = voxels / seconds / 1e6, startup_seconds + seconds + after_seconds
     nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
-    cost = None if price_per_node_hour is None else round(price_per_node_hour * nodes * seconds / 3600, 2)
+    cost = None if price_per_node_hour is None else round(price_per_node_hour * nodes * seconds_in_all / 3600, 2)
     left_out = "" if job.mask is None else f"; {masked} of {tiles} tiles are outside the mask"
     priced = "" if cost is None else f"; {cost:,.2f} at {price_per_node_hour:g} per node and hour"
     print(
-        f"segment: forecast: {duration(seconds)} for {voxels / 1e6:,.1f} Mvox on {workers} workers, "
-        f"{number(voxels / seconds / 1e6)} Mvox/s; {size / 1e6:,.1f} MB; {rss / 1e9:.2f} GB of "
+        f"segment: forecast: {duration(seconds_in_all)} for {voxels / 1e6:,.1f} Mvox on {workers} workers, of which "
+        f"{duration(seconds)} for the blocks, {number(rate)} Mvox/s; {size / 1e6:,.1f} MB; {rss / 1e9:.2f} GB of "
         f"memory per worker{left_out}{priced}",
         file=sys.stderr,
     )
     return {
-        "forecast_seconds": round(seconds, 1),
+        "forecast_seconds": round(seconds_in_all, 1),
+        "forecast_startup_seconds": round(startup_seconds, 1),
+        "forecast_block_seconds": round(seconds, 1),
         "forecast_bytes": size,
         "forecast_worker_rss_bytes": rss,
         "forecast_cost": cost,
         **({} if job.mask is None else {"forecast_tiles_masked": masked}),
     }
+
+
+def after_seconds(layout: SegmentationLayout, todo: Sequence[int], cpus: int, tiff_files: int) -> float:
+    """What is left when blocks are done, about: the pyramid, on the cluster's CPUs, and TIFF files, on the driver's."""
+    pyramid = pyramid_seconds(layout, len(todo) / layout.blocks.num_blocks, cpus)
+    return pyramid + tiff_files * TIFF_MVOXEL_SECONDS * layout.blocks.voxels_of(todo) / 1e6 / (os.cpu_count() or 1)
 
 
 def _with_levels(layout: SegmentationLayout) -> float:
