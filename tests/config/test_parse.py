@@ -150,6 +150,7 @@ def test_what_print_config_prints_gives_the_same_settings(kind, flags, capsys, t
         (["--tile-px", "big"], r"--tile-px: .*INT\|\{auto\}.*'big'\]; see"),
         (["--precision", "float16"], "'float16' for argument '--precision'. Expected one of .*'bfloat16'"),
         (["--workers", "2", "3"], "segment was given '3', which no option takes"),
+        (["--workers-per-gpu", "2"], "workers_per_gpu 2 has no effect without a GPU; add --use-gpu, or .* --workers"),
         (["--config"], "--config was given no file"),
         (["--config", "--verify"], "--config was given no file"),
         (["--config", "/nowhere/c.yaml"], r"--config /nowhere/c.yaml cannot be read \(No such file or directory\)"),

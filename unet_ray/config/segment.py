@@ -1,8 +1,8 @@
 """Settings of the segment job."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from unet_ray.config.base import Config, VoxelSize
 
@@ -69,3 +69,12 @@ class SegmentConfig(SegmentSettings):
     """Check every shard's checksums first; what fails is renamed *.damaged and made again."""
     overwrite: bool = False
     """Remove the output and start anew."""
+
+    @model_validator(mode="after")
+    def _shares_gpus_that_it_uses(self) -> Self:
+        if self.workers_per_gpu is not None and not self.use_gpu:
+            raise ValueError(
+                f"workers_per_gpu {self.workers_per_gpu} has no effect without a GPU; add --use-gpu, or on CPUs say "
+                "how many workers with --workers"
+            )
+        return self
