@@ -180,11 +180,11 @@ def test_a_threshold_that_other_sections_fixed(
     assert same(found["interval"], alone["interval"])
     assert "v_rand_at_fixed_threshold" in found["interval"]
     others = combine([score_section(cell_probability(values[z].astype(np.uint8)), membrane[z] == 0) for z in (0, 1)])
-    both = others.curves["v_rand"] + others.curves["v_info"]
-    assert found["fixed_threshold"] == pytest.approx(0.1 * int(np.argmax(both)))
+    place = others.common_threshold
+    assert found["fixed_threshold"] == pytest.approx(0.1 * place)
     (written,) = json.loads((report / METRICS).read_text())["predictions"]
     for name in ("v_rand", "v_info", "pixel_mismatch"):
-        at_fixed = written["curves"][name][int(np.argmax(both))]
+        at_fixed = written["curves"][name][place]
         assert found[f"{name}_at_fixed_threshold"] == written[f"{name}_at_fixed_threshold"] == at_fixed
     assert found["v_rand_at_fixed_threshold"] < found["v_rand"] - 0.05
     with pytest.raises(ConfigError, match="--threshold-sections names section 2, which is scored itself"):

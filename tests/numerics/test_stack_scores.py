@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,6 +51,25 @@ def test_each_score_is_the_best_of_its_curve(sections):
     assert stack.warping_error == c["warping_error"].min() == c["warping_error"][at]
     pixels = 40**2 + 30**2 + 52**2
     assert stack.warping_error == pytest.approx((stack.warping_split_px + stack.warping_merge_px) / pixels)
+
+
+@pytest.mark.parametrize(
+    ("rand", "info", "place"),
+    [
+        # Real ones of two validation sections: 0.8 is best by 0.0001, at the edge of what serves.
+        (
+            [0.08, 0.3027, 0.6596, 0.859, 0.8871, 0.9225, 0.9777, 0.9743, 0.9812, 0.9347, 0.6931],
+            [0.0, 0.7546, 0.9011, 0.9548, 0.9641, 0.9717, 0.9825, 0.9797, 0.9791, 0.9694, 0.8374],
+            7,
+        ),
+        ([1.0, 0.9, 0, 0, 0, 0, 0, 0, 0, 0, 0], [0.0] * 11, 0),  # at the end there is no neighbour
+        ([0.5] * 11, [0.5] * 11, 1),
+        ([math.nan] * 11, [math.nan] * 11, 0),
+    ],
+)
+def test_a_threshold_for_others_is_the_middle_of_three_that_are_good(sections, rand, info, place):
+    curves = {"v_rand": np.array(rand), "v_info": np.array(info)}
+    assert replace(combine(sections), curves=curves).common_threshold == place
 
 
 def test_the_rows_average_to_the_stack(sections):

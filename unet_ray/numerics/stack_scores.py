@@ -80,8 +80,13 @@ class StackScores:
 
     @property
     def common_threshold(self) -> int:
-        """Number of the threshold with the highest sum of V_rand and V_info: one for a mask that serves both."""
-        return _best(self.curves["v_rand"] + self.curves["v_info"])
+        """Number of the threshold that serves other sections, and both V_rand and V_info.
+
+        It is the middle of the three neighbours whose scores have the highest sum. The highest score alone would be
+        chance: in a few sections one gap that closes moves it from one end of a plateau to the other.
+        """
+        both = np.pad(self.curves["v_rand"] + self.curves["v_info"], 1)
+        return _best(both[:-2] + both[1:-1] + both[2:])
 
     def at_threshold(self, number: int) -> dict[str, float | None]:
         """Scores at one of `THRESHOLDS`, such as one that other sections chose; None where one is not defined."""
