@@ -1,6 +1,8 @@
 """Training through Ray Train: workers agree, killed runs continue, bad input is refused."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,8 @@ import pytest
 import torch
 
 from tests.engine.training import config, losses, make_cache, rows, validations, weights
+from unet_ray.config.network import network_config
+from unet_ray.config.train import TrainSettings
 from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, TrainingDivergedError, VolumeError
 from unet_ray.network.model_file import decode
 from unet_ray.network.summary import PROCESS_BYTES
@@ -75,6 +79,22 @@ def test_finished_run_is_not_run_again(finished: tuple[Path, dict[str, Any]], ca
     assert again["best_validation_loss"] == summary["best_validation_loss"]
     assert "nothing to do" in again["note"]
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_of_an_earlier_version_is_known_again(
+    finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path
+) -> None:
+    """Its network has no ``members``: it is what it would be with one; with two it is another."""
+    from unet_ray.engine.train import train
+
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    told = json.loads((run / "run.json").read_text())
+    assert told["made_with"]["network"].pop("members") == 1
+    (run / "run.json").write_text(json.dumps(told))
+    assert "nothing to do" in train(config(cache, run))["note"]
+    with pytest.raises(OutputMismatchError, match=r"network\.members 1 .now 2."):
+        train(config(cache, run, members=2))
 
 
 def test_a_finished_run_is_exported(finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path) -> None:
@@ -334,3 +354,14 @@ def test_workers_ask_for_the_memory_that_a_step_takes(
     # Feature maps grow with the patches of a worker's step, what a process takes without them does not.
     assert (all_of_them - PROCESS_BYTES) > 30 * (one - PROCESS_BYTES)
     assert PROCESS_BYTES < half < all_of_them
+
+
+@pytest.mark.parametrize(
+    ("members", "said"), [(1, "--batch-size 4 or --base-channels 16"), (3, "4, --members 3 or --")]
+)
+def test_who_runs_out_of_memory_hears_what_to_lower(members: int, said: str) -> None:
+    from unet_ray.engine.train_worker import TrainPlan, memory_advice
+
+    network = network_config("default", members=members)
+    plan = TrainPlan("cache.zarr", "run", TrainSettings(), network, "float32", 1, use_gpu=False, initial_model=None)
+    assert said in memory_advice(plan, "it said so")

@@ -70,7 +70,7 @@ class TrainSettings(Config):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each label that the cross-entropy spreads evenly over the classes; 0: none."""
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
-    """Norm to which the gradient of a step is cut down; None: never."""
+    """Norm to which the gradient of a step, of all members together, is cut down; None: never."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = PRESET_TRAINING["default"]["ema_decay"]
     """Validate and keep a moving average of the weights: the share kept at each step, such as 0.999; 0: the weights themselves."""
     random_dihedral: bool = PRESET_TRAINING["default"]["random_dihedral"]

@@ -230,7 +230,7 @@ def _made_with(config: TrainConfig, network: NetworkConfig, cache: PatchCache) -
         if differing:
             raise ModelFileError(
                 f"--initial-model {config.initial_model} holds another network: {', '.join(differing)}; "
-                "choose the same preset, base channels, depth and context"
+                "choose the same preset, base channels, depth, members and context"
             )
         initial = digest(data)
     attributes = cache.require()

@@ -76,9 +76,10 @@ def train_worker(given: dict[str, Any]) -> None:
 
 def memory_advice(plan: TrainPlan, found: str) -> str:
     """The sentence for a training that does not fit into memory."""
-    settings = plan.settings
+    settings, members = plan.settings, plan.network.members
+    fewer = "" if members == 1 else f", --members {members}"
     return (
-        f"training ran out of memory ({found}); lower --batch-size {settings.batch_size} or --base-channels "
+        f"training ran out of memory ({found}); lower --batch-size {settings.batch_size}{fewer} or --base-channels "
         f"{plan.network.base_channels}, set --micro-batch below a worker's part of the batch, make a cache of "
         "smaller patches, or give a worker more memory"
     )
