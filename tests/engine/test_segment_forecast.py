@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -108,9 +109,15 @@ def test_workers_are_measured_side_by_side(
     seen: list[tuple[list[Any], list[Measured]]] = []
     at_once = segment_forecast.on_workers
 
+    def measure_and_tell(job: Job, precision: Any, blocks: list[int]) -> tuple[Measured, bool]:
+        return measure(job, precision, blocks), "ray.data" in sys.modules
+
     def spy(job: Job, function: Any, calls: list[Any], node: str | None) -> list[Measured]:
         assert node is not None
-        seen.append((calls, at_once(job, function, calls, node)))
+        assert function is measure
+        told = at_once(job, measure_and_tell, calls, node)
+        assert all(loaded for _, loaded in told), "it is part of the memory that an actor takes"
+        seen.append((calls, [one for one, _ in told]))
         return seen[-1][1]
 
     monkeypatch.setattr(segment_forecast, "on_workers", spy)

@@ -21,7 +21,7 @@ from unet_ray.storage.segmentation import SegmentationLayout
 # Of each worker: one block to warm up and some more to measure, as far as they fit into this time.
 MOST_BLOCKS, SECONDS = 5, 60.0
 # What one CPU takes to export a megavoxel. Measured.
-TIFF_MVOXEL_SECONDS = 0.024
+TIFF_MVOXEL_SECONDS = 0.04
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,8 @@ class Measured:
 
 def measure(job: Job, precision: Precision, blocks: Sequence[int]) -> Measured:
     """Read, compute and encode blocks as a segmentation does; the first one warms up unless it is alone."""
+    import ray.data  # noqa: F401  # an actor of a pool has loaded it: a tenth of a gigabyte
+
     began = time.perf_counter()
     worker, grid = SegmentWorker(job, precision), job.layout.blocks
     spent: list[tuple[float, float, float]] = []
