@@ -63,7 +63,7 @@ class Measured:
 
 def measure(job: Job, precision: Precision, blocks: Sequence[int]) -> Measured:
     """Read, compute and encode blocks as a segmentation does; the first one warms up unless it is alone."""
-    import ray.data  # noqa: F401  # an actor of a pool has loaded it: a tenth of a gigabyte
+    import ray.data  # noqa: F401  # an actor of a pool has loaded it, and it takes memory
 
     began = time.perf_counter()
     worker, grid = SegmentWorker(job, precision), job.layout.blocks
