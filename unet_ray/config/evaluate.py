@@ -25,7 +25,7 @@ class EvaluateConfig(Config):
     sections: tuple[str, ...] = ()
     """Sections to score: numbers, A:B or A:B:STEP; none: all."""
     threshold_sections: tuple[str, ...] = ()
-    """Sections, such as those of validation, whose best common threshold the scores are also given at; they must not be among the scored ones."""
+    """Sections, such as those of validation, at whose threshold the scores are also given: the middle of the three with the highest sum of V_rand and V_info; they must not be among the scored ones."""
     model: tuple[str, ...] = ()
     """Model file that made the prediction, one for all predictions or one each: it tells which sections it was trained on. Only where the prediction does not tell (TIFF, or not ours)."""
     images: str | None = None
