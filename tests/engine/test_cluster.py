@@ -24,6 +24,7 @@ def test_a_machine_too_busy_for_ray_is_a_sentence(
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # the other tests of this process have theirs
     with pytest.raises(Exception, match=r"did not start|something else") as found, cluster():
         pytest.fail("there is no cluster")
     assert type(found.value) is ends
