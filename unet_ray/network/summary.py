@@ -159,7 +159,7 @@ def _trace(
         return tensor
 
     with torch.device("meta"):
-        model = network_of(config).train()
+        model = network_of(config)
         parameters = sum(p.numel() for p in model.parameters())
         # A network in low precision keeps what autocast keeps, but for the weights.
         model.to({"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision])
