@@ -27,7 +27,7 @@ from record import commit, machine, median_ratio, versions
 from unet_ray.config.network import network_config
 from unet_ray.engine.patch_loader import PatchLoader
 from unet_ray.engine.train_worker import batch_of
-from unet_ray.network.predict import hardware_precision
+from unet_ray.network.predict import fast_layout, hardware_precision
 from unet_ray.network.step import make_optimizer, train_step
 from unet_ray.network.unet import new_network
 from unet_ray.storage.patch_cache import PatchCache
@@ -46,11 +46,8 @@ def bare(config: argparse.Namespace) -> dict[str, Any]:
         PatchCache(config.cache), batch_size=config.batch_size, seed=0, rank=0, world_size=1, random_dihedral=False
     )
     batch = batch_of(next(loader.epoch(0)), weighted=False).to(device)
-    network = new_network(network_config(config.preset, base_channels=config.base_channels, depth=config.depth), 0).to(
-        device
-    )
-    if precision != "float32" or config.use_gpu:
-        network = network.to(memory_format=torch.channels_last)
+    settings = network_config(config.preset, base_channels=config.base_channels, depth=config.depth)
+    network = new_network(settings, 0).to(device).to(memory_format=fast_layout(device, precision))
     optimizer = make_optimizer(network, "adamw", 1e-3)
     for step in range(SETTLED):
         train_step(network, batch, optimizer, step=step, precision=precision)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from unet_ray.config.network import network_config
-from unet_ray.network.predict import OutputDtype, Precision, Predictor, Tta, _as_dtype
+from unet_ray.network.predict import OutputDtype, Precision, Predictor, Tta, _as_dtype, fast_layout
 from unet_ray.network.unet import new_network
 
 VIEWS = {"none": (0,), "flips": (0, 2, 4, 6), "dihedral": tuple(range(8))}
@@ -25,6 +25,45 @@ def test_float32_is_never_tensorfloat32(precision: Precision, exact: bool, monke
     predictor(np.zeros((1, 1, 32, 32), np.uint8))
     assert allowed == [not exact]
     assert torch.backends.cudnn.allow_tf32
+
+
+def on_processor_with(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "capability", "last"),
+    [
+        ("cpu", "float32", "AVX2", False),
+        ("cpu", "float32", "DEFAULT", False),
+        ("cpu", "float32", "AVX512", True),
+        ("cpu", "bfloat16", "AVX2", True),
+        ("cuda", "float32", "AVX2", True),
+    ],
+)
+def test_layout_is_the_fastest_of_the_hardware(
+    device: str, precision: str, capability: str, last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_processor_with(capability, monkeypatch)
+    assert fast_layout(device, precision) == (torch.channels_last if last else torch.contiguous_format)
+
+
+@pytest.mark.parametrize(("preset", "sides"), [("paper", (220, 252)), ("keras", (208, 240)), ("default", (208, 240))])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_layout_changes_no_probability(
+    preset: str, sides: tuple[int, int], classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = network_config(preset, base_channels=4, classes=classes, in_channels=3)
+    state = new_network(config, 0).state_dict()
+    windows = np.random.default_rng(0).integers(0, 256, (2, 3, *sides), dtype=np.uint8)
+    found = []
+    for capability in ("AVX2", "AVX512"):
+        on_processor_with(capability, monkeypatch)
+        predictor = Predictor(config, state)
+        first = next(p for p in predictor.network.parameters() if p.ndim == 4 and p.shape[1] > 1)
+        assert first.is_contiguous(memory_format=torch.channels_last) == (capability == "AVX512")
+        found.append(predictor(windows))
+    assert float(np.abs(found[0] - found[1]).max()) < 1e-6
 
 
 @pytest.mark.parametrize("tta", VIEWS)

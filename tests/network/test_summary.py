@@ -19,6 +19,7 @@ from unet_ray.network.unet import UNet
 MEASURE = """
 import sys, torch
 from unet_ray.config.network import network_config
+from unet_ray.network.predict import fast_layout
 from unet_ray.network.step import Batch, make_optimizer, train_step
 from unet_ray.network.unet import new_network
 
@@ -28,9 +29,7 @@ preset, base, members, patches, side, margin, optimizer, precision = (
 torch.set_num_threads(1)
 
 def train(config, patches, side, steps):
-    network = new_network(config, 1)
-    if precision == "bfloat16":
-        network = network.to(memory_format=torch.channels_last)
+    network = new_network(config, 1).to(memory_format=fast_layout("cpu", precision))
     made = make_optimizer(network, optimizer, 1e-3)
     window = side + 2 * margin
     batch = Batch(

@@ -25,7 +25,7 @@ from unet_ray.network.ema import WeightAverage
 from unet_ray.network.loss import Loss
 from unet_ray.network.model_file import ModelMetadata, Normalisation, TrainingSection, decode, encode
 from unet_ray.network.out_of_memory import is_out_of_memory
-from unet_ray.network.predict import Predictor
+from unet_ray.network.predict import Predictor, fast_layout
 from unet_ray.network.schedule import Schedule
 from unet_ray.network.step import Batch, Precision, make_optimizer, make_scaler, train_step
 from unet_ray.network.unet import Network, new_network
@@ -99,9 +99,8 @@ class _Rank:
             self.cache, batch_size=settings.batch_size, seed=settings.seed, rank=rank, world_size=world_size,
             random_dihedral=settings.random_dihedral,
         )  # fmt: skip
-        network = _start_network(plan).to(self.device)
-        if plan.precision != "float32" or plan.use_gpu:
-            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        layout = fast_layout(self.device, plan.precision)
+        network = _start_network(plan).to(self.device).to(memory_format=layout)  # type: ignore[call-overload]
         self.state = TrainState(
             network=network,
             optimizer=make_optimizer(

@@ -36,6 +36,17 @@ def hardware_precision(device: torch.device | str) -> Precision:
     return "bfloat16" if native else "float32"
 
 
+def fast_layout(device: torch.device | str, precision: str) -> torch.memory_format:
+    """Order of the axes in memory that convolutions are fastest with.
+
+    On a CPU channels_last is twice as fast in bfloat16. In float32 it is 1.3 to 1.7 times as fast with AVX-512, and
+    half as fast on a processor that has AVX2 alone.
+    """
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    last = torch.device(device).type == "cuda" or precision != "float32" or wide
+    return torch.channels_last if last else torch.contiguous_format
+
+
 @contextmanager
 def true_float32() -> Iterator[None]:
     """Convolutions of float32 tensors are computed in float32 inside.
@@ -78,9 +89,7 @@ class Predictor:
     ) -> None:
         self.config, self.device, self.precision, self.tta = config, torch.device(device), precision, tta
         self.crop, self.dtype = crop, dtype
-        # On a CPU channels_last doubles the speed in bfloat16 and halves it in float32.
-        fast = precision != "float32" or self.device.type == "cuda"
-        self._layout = torch.channels_last if fast else torch.contiguous_format
+        self._layout = fast_layout(self.device, precision)
         network = network_from_state(config, state)
         if precision != "float32":
             # Half the time, and one rounding less. In float32 it gains nothing.
