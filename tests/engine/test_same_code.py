@@ -89,3 +89,12 @@ def test_a_node_that_joins_is_asked_once_and_named(
     assert strangers() == ["other"]
     assert asked == ["good", "other", "none", "slow", "slow"]
     assert capsys.readouterr().err == ""
+
+
+def test_a_section_is_no_work_for_a_node_with_other_code(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unet_ray.engine import section_tasks
+
+    assert dict(section_tasks.in_tasks(divmod, [(7, 2), (9, 4)], None)) == {0: (3, 1), 1: (2, 1)}
+    monkeypatch.setattr(section_tasks, "own_code", lambda: "0123")
+    with pytest.raises(ConfigError, match=r"node \S+ cannot run this: .* the driver's 0123; install the same on every"):
+        list(section_tasks.in_tasks(divmod, [(7, 2)], None))

@@ -275,6 +275,17 @@ def test_divergence_stops_with_a_sentence(cache: str, ray_cluster: None, tmp_pat
         train(config(cache, tmp_path / "run", optimizer="sgd", schedule="constant", learning_rate=1e30))
 
 
+def test_a_rank_with_other_code_ends_the_training(
+    cache: str, ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unet_ray.engine.train import train
+
+    monkeypatch.setattr("unet_ray.engine.train.own_code", lambda: "0123")
+    with pytest.raises(ConfigError, match=r"node \S+ cannot run this: .* the driver's 0123; install the same on every"):
+        train(config(cache, tmp_path / "run"))
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
 def test_validation_is_what_segmentation_gives(
     finished: tuple[Path, dict[str, Any]], cache: str, write_zarr: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -19,8 +19,9 @@ import numpy as np
 import ray
 
 from unet_ray.engine.block_metrics import BlockMetrics
+from unet_ray.engine.cluster import fetched
 from unet_ray.engine.process_memory import peak_rss_bytes
-from unet_ray.engine.same_code import own_code, require_code, strangers
+from unet_ray.engine.same_code import off_strangers, own_code, require_code
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.storage.store_client import is_away
 
@@ -35,8 +36,6 @@ START_DEATHS = 20
 RUN_SECONDS = 20.0
 # A Ray Data block costs a millisecond to plan: of a million blocks these take some seconds.
 MANY_RUNS = 4096
-# A label that Ray gives every node.
-NODE_ID = "ray.io/node-id"
 # One column of text, so that all rows have the same columns whatever a worker counts.
 NO_COUNTS = "{}"
 
@@ -333,15 +332,17 @@ def run_few(make_worker: Callable[[], BlockWorker], blocks: list[int]) -> Outcom
 
     Raises:
         ray.exceptions.WorkerCrashedError: its process died at every try; `run_blocks` finds out at which block.
+        ConfigError: a node that has just joined has other code than the driver.
     """
     task = ray.remote(num_cpus=1, max_retries=TRIES - 1)(_in_one_task)
     outcome, done = Outcome(), BlockSet(max(blocks) + 1)
-    for row in ray.get(task.remote(make_worker, blocks)):
+    for row in fetched(task.options(**off_strangers()).remote(make_worker, own_code(), blocks)):
         outcome.take(row, done)
     return outcome
 
 
-def _in_one_task(make_worker: Callable[[], BlockWorker], blocks: list[int]) -> list[dict[str, Any]]:
+def _in_one_task(make_worker: Callable[[], BlockWorker], code: str, blocks: list[int]) -> list[dict[str, Any]]:
+    require_code(code)
     return list(work_through(make_worker(), blocks))
 
 
@@ -387,14 +388,8 @@ def _stream(
             num_gpus=gpus_each,
             memory=memory_each or None,
             compute=ActorPoolStrategy(min_size=least, max_size=actors, max_tasks_in_flight_per_actor=at_once),
-            ray_remote_args_fn=_where,
+            ray_remote_args_fn=off_strangers,
             max_restarts=-1,
             max_task_retries=TRIES - 1,
         )
     yield from dataset.iter_rows()
-
-
-def _where() -> dict[str, Any]:
-    """Of an actor that is about to be started: not on a node that has joined with other code."""
-    avoided = strangers()
-    return {"label_selector": {NODE_ID: f"!in({','.join(avoided)})"}} if avoided else {}

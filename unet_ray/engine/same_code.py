@@ -20,6 +20,8 @@ LIBRARIES = ("numpy", "scipy", "numba", "torch", "zarr", "numcodecs")
 PATIENCE_SECONDS = 60
 # Work goes on meanwhile, but no actor is started.
 JOIN_PATIENCE_SECONDS = 20
+# A label that Ray gives every node.
+NODE_ID = "ray.io/node-id"
 SAME_CODE = "install the same on every node, or submit the checkout with `ray job submit --working-dir .`"
 
 
@@ -99,14 +101,21 @@ def strangers() -> list[str]:
     return [node for node in nodes if _asked.get(node)]
 
 
+def off_strangers() -> dict[str, Any]:
+    """Options of a task or an actor that is about to be started, by which it starts on none of the `strangers`."""
+    avoided = strangers()
+    return {"label_selector": {NODE_ID: f"!in({','.join(avoided)})"}} if avoided else {}
+
+
 def require_code(code: str) -> None:
-    """For an actor, which may be started on a node before that is asked.
+    """For an actor, a task or a rank, which may be started on a node before that is asked.
 
     Raises:
         ConfigError: this process does not have the code with this digest.
     """
     if own_code() != code:
-        raise ConfigError(f"{_other_code(own_code(), code)}; {SAME_CODE}")
+        address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        raise ConfigError(f"node {address} cannot run this: {_other_code(own_code(), code)}; {SAME_CODE}")
 
 
 def _other_code(there: str, here: str | None = None) -> str:

@@ -22,6 +22,7 @@ from unet_ray.engine.cluster import cluster, memory_together, pool_size, threads
 from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.patch_loader import steps_per_epoch
 from unet_ray.engine.run_writer import read_rows
+from unet_ray.engine.same_code import own_code
 from unet_ray.engine.train_state import best_row
 from unet_ray.engine.train_worker import MODEL, TrainPlan, memory_advice, train_worker
 from unet_ray.engine.validation import Validated
@@ -348,7 +349,7 @@ def _fit(config: TrainConfig, plan: TrainPlan, steps: int, memory_each: int) -> 
     filesystem, place = arrow_store(plan.run)
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"plan": plan, "board": name},
+        train_loop_config={"plan": plan, "board": name, "code": own_code()},
         scaling_config=ScalingConfig(
             num_workers=config.workers,
             use_gpu=config.use_gpu,

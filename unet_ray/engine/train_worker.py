@@ -17,6 +17,7 @@ from unet_ray.engine.patch_loader import LoadedBatch, PatchLoader
 from unet_ray.engine.process_memory import keep_freed_memory, peak_rss_bytes
 from unet_ray.engine.ranks import averaging, gather, sum_over_ranks
 from unet_ray.engine.run_writer import RunWriter
+from unet_ray.engine.same_code import require_code
 from unet_ray.engine.train_state import Progressed, TrainState
 from unet_ray.engine.validation import Gather, validate
 from unet_ray.errors import UnetRayError
@@ -64,6 +65,7 @@ def train_worker(given: dict[str, Any]) -> None:
     world_size = context.get_world_size()
     plan: TrainPlan = given["plan"]
     try:
+        require_code(given["code"])
         _Rank(plan, board, context.get_world_rank(), world_size).train()
     except Exception as error:
         if is_out_of_memory(error):
