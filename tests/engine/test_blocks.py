@@ -19,7 +19,7 @@ from ray import cloudpickle
 
 from unet_ray.engine.blocks import STAGES as STAGES_OF_ROWS
 from unet_ray.engine.blocks import TRIES, Outcome, run_blocks, work_through
-from unet_ray.errors import VolumeError
+from unet_ray.errors import ConfigError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
 
 # Actors get the workers below by value: pytest's name of this module is none that they could import.
@@ -247,6 +247,16 @@ def test_blocks_that_always_kill_fail_alone(tmp_path: Path) -> None:
     assert outcome.failures == dict.fromkeys(poison, "its worker process died each time it was tried")
     assert set(done) == set(range(40)) - poison == set(written(tmp_path))
     assert not poison & {row["block"] for row in rows}
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_code_that_was_edited_meanwhile_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unet_ray.engine import blocks
+
+    monkeypatch.setattr(blocks, "own_code", lambda: "0123")
+    with pytest.raises(ConfigError, match=r"^node \S+ cannot run this: .* the driver's 0123; .* again: it goes on$"):
+        run(tmp_path, 40)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("ray_cluster")

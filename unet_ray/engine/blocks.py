@@ -21,7 +21,7 @@ import ray
 from unet_ray.engine.block_metrics import BlockMetrics
 from unet_ray.engine.cluster import fetched
 from unet_ray.engine.process_memory import peak_rss_bytes
-from unet_ray.engine.same_code import off_strangers, own_code, require_code
+from unet_ray.engine.same_code import off_strangers, own_code, refusal, require_code
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.storage.store_client import is_away
 
@@ -308,6 +308,9 @@ def run_blocks(
     Returns:
         What was written and what failed. A killed actor's blocks are done again
         elsewhere; a block whose process dies each time is among the failures.
+
+    Raises:
+        ConfigError: no node has the driver's code any more.
     """
     outcome, begun, ended, metrics = Outcome(), float("inf"), 0.0, BlockMetrics(stage)
     # The second pass has runs of one block, and one at a time at an actor, so that a block that kills its process takes
@@ -392,4 +395,9 @@ def _stream(
             max_restarts=-1,
             max_task_retries=TRIES - 1,
         )
-    yield from dataset.iter_rows()
+    try:
+        yield from dataset.iter_rows()
+    except Exception as error:
+        if (sentence := refusal(error)) is not None:
+            raise sentence from None
+        raise

@@ -1,5 +1,6 @@
 """Whether all nodes of a cluster that is joined run what the driver runs: Python and Ray are compared by Ray itself."""
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ JOIN_PATIENCE_SECONDS = 20
 # A label that Ray gives every node.
 NODE_ID = "ray.io/node-id"
 SAME_CODE = "install the same on every node, or submit the checkout with `ray job submit --working-dir .`"
+
+
+AGAIN = "if its modules were edited while this ran, run the same command again: it goes on"
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,13 @@ def require_code(code: str) -> None:
     """
     if own_code() != code:
         address = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        raise ConfigError(f"node {address} cannot run this: {_other_code(own_code(), code)}; {SAME_CODE}")
+        raise ConfigError(f"node {address} cannot run this: {_other_code(own_code(), code)}; {SAME_CODE}, or {AGAIN}")
+
+
+def refusal(error: Exception) -> ConfigError | None:
+    """What `require_code` said, where Ray tells of an actor that died of it; None for any other error."""
+    said = re.search(rf"node \S+ cannot run this: .*?{re.escape(AGAIN)}", str(error))
+    return ConfigError(said[0]) if said else None
 
 
 def _other_code(there: str, here: str | None = None) -> str:
