@@ -13,8 +13,8 @@ class Schedule:
     """Learning rate as a function of the step and of the validation losses so far.
 
     Args:
-        name: "constant"; "plateau" (the notebook's: x ``factor`` after more than ``patience`` epochs
-            without improvement); "cosine" (a straight line from near 0 up to the rate during the first
+        name: "constant"; "plateau" (the notebook's: x ``factor`` after ``patience`` epochs without
+            improvement); "cosine" (a straight line from near 0 up to the rate during the first
             ``warm_up`` of the steps, then half a cosine down to 0 after the last step); "one_cycle"
             (cosine from 1/25 of the rate up to it during the first ``warm_up`` of the steps, then down to
             1/10,000 of it). The last two are pure functions of the step.
@@ -83,7 +83,7 @@ class Schedule:
             self._best, self._bad_epochs = validation_loss, 0
             return
         self._bad_epochs += 1
-        if self.name == "plateau" and self._bad_epochs > self.patience:
+        if self.name == "plateau" and self._bad_epochs >= self.patience:
             self._scale *= self.factor
             self._bad_epochs = 0
 
