@@ -83,12 +83,15 @@ def validate(
 
     Returns:
         The scores, the same on all ranks, and this rank's first section, None where it has none.
+
+    Raises:
+        VolumeError: a shard of a section is missing or damaged.
     """
     ranks = 1 if gather is None else len(gather(None))
     plan = cache.plan()
     counted, shown = list[tuple[int, _Counts, SectionScores | None]](), None
     for number in range(rank, plan.validation, ranks):
-        predicted, counts = _predict(predictor, cache.read("validation", number), weighted)
+        predicted, counts = _predict(predictor, cache.read_checked("validation", number), weighted)
         scores = _scores(predicted) if predictor.config.classes <= 2 else None
         counted.append((number, counts, scores))
         shown = shown or predicted

@@ -291,14 +291,23 @@ class PatchCache(OwnedGroup):
         shard = number // plan.patches_per_shard
         if number >= plan.patches or not self.is_done("train", shard):
             return None
-        damaged = f"train shard {shard} of patch cache {self.path} is damaged"
+        return self.read_checked("train", number)
+
+    def read_checked(self, split: str, number: int) -> Patch:
+        """One training patch or validation section, where its shards may have been lost.
+
+        Raises:
+            VolumeError: one of them is missing or damaged.
+        """
+        shard = number // self.plan().patches_per_shard if split == "train" else number
+        damaged = f"{split} shard {shard} of patch cache {self.path} is damaged"
         remedy = "run its jobs/augment.py command again with --verify"
         for name in ARRAYS:
             # zarr reads what is missing or empty as fill values.
-            if not self.objects.size(self.shard_key("train", name, shard)):
+            if not self.objects.size(self.shard_key(split, name, shard)):
                 raise VolumeError(f"{damaged} (its {name} is missing); {remedy}")
         try:
-            return self.read("train", number)
+            return self.read(split, number)
         except Exception as error:  # zarr and its codecs raise many kinds; all mean that the bytes are bad
             raise VolumeError(f"{damaged} ({reason(error)}); {remedy}") from error
 
