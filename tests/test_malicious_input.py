@@ -18,8 +18,9 @@ import zarr
 from unet_ray.config.parse import parse
 from unet_ray.config.pipeline import PipelineConfig
 from unet_ray.config.segment import SegmentConfig
+from unet_ray.engine.checkpoints import STATE
 from unet_ray.engine.model_source import read_model_file
-from unet_ray.engine.train_state import STATE, TrainState
+from unet_ray.engine.train_state import TrainState
 from unet_ray.errors import ConfigError, ModelFileError, VolumeError
 from unet_ray.network.model_file import decode
 from unet_ray.storage.patch_cache import CachePlan, Patch, PatchCache
@@ -86,8 +87,8 @@ def test_a_checkpoint(touched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ray.train, "get_checkpoint", lambda: ray.train.Checkpoint.from_directory(tmp_path))
     nothing: Any = SimpleNamespace()
     state = TrainState(nothing, nothing, nothing, None, None, nothing)
-    with pytest.raises(ModelFileError, match=rf"checkpoint {tmp_path} is damaged or not one of ours .*; remove"):
-        state.resume(torch.device("cpu"))
+    with pytest.raises(ModelFileError, match=rf"checkpoint {tmp_path} is damaged or not one of ours "):
+        state.resume()
     assert not touched.exists()
 
 

@@ -2,7 +2,6 @@
 
 import io
 import math
-import pickle
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,21 +15,24 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from unet_ray.config.train import BestBy
+from unet_ray.engine.checkpoints import STATE, loaded_state
 from unet_ray.engine.validation import Validated
-from unet_ray.errors import ModelFileError
 from unet_ray.network.ema import WeightAverage
 from unet_ray.network.schedule import Schedule
 from unet_ray.network.unet import Network
-from unet_ray.storage.failure import reason
 
-STATE = "state.pt"
 HIGHER_IS_BETTER = frozenset({"dice", "v_rand", "v_info"})
 
 
 def best_row(validations: Sequence[Mapping[str, Any]], by: BestBy) -> Mapping[str, Any]:
     """The validation row that a run's model is kept from; the first of those that score alike."""
     sign = -1 if by in HIGHER_IS_BETTER else 1
-    return min(validations, key=lambda row: math.inf if row[by] is None else sign * row[by])
+    return min(validations, key=lambda row: sign * row[by] if is_score(row[by]) else math.inf)
+
+
+def is_score(value: float | None) -> bool:
+    """Whether a score is one to choose a model by: there may be none, and a float16 forward pass may overflow."""
+    return value is not None and math.isfinite(value)
 
 
 @dataclass
@@ -54,8 +56,9 @@ class Progressed:
     def take(self, found: Validated, by: BestBy) -> bool:
         """Count an epoch as over; whether its model is the best so far."""
         score = getattr(found, by)
-        self.best_loss = min(self.best_loss, found.loss)
-        better = score is not None and (
+        if is_score(found.loss):
+            self.best_loss = min(self.best_loss, found.loss)
+        better = is_score(score) and (
             self.best is None or (score > self.best if by in HIGHER_IS_BETTER else score < self.best)
         )
         if better:
@@ -84,23 +87,20 @@ class TrainState:
     scaler: GradScaler | None
     at: Progressed
 
-    def resume(self, device: torch.device) -> None:
+    def resume(self) -> None:
         """Take over the newest registered checkpoint, if there is one.
 
         Raises:
-            ModelFileError: it holds more than tensors and plain values, which is never loaded.
+            ModelFileError: it cannot be read any more, or holds more than tensors and plain values.
         """
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return
         with checkpoint.as_directory() as folder:
-            try:
-                state = torch.load(Path(folder) / STATE, map_location=device, weights_only=True)
-            except pickle.UnpicklingError as error:
-                raise ModelFileError(
-                    f"checkpoint {checkpoint.path} is damaged or not one of ours ({reason(error)}); remove its "
-                    "folder to go on from the one before, or choose a new --run"
-                ) from error
+            path = Path(folder) / STATE
+            # On the CPU, also for a GPU: there an optimiser's count of steps stays where it is made, or each step waits
+            # for the GPU to tell it.
+            state = loaded_state(path.read_bytes() if path.exists() else None, checkpoint.path)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
