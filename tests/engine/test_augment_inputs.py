@@ -18,7 +18,7 @@ from unet_ray.config.train import TrainConfig
 from unet_ray.engine.augment_plan import from_cache, prepare
 from unet_ray.engine.augment_worker import AugmentWorker
 from unet_ray.engine.labelled_stacks import SectionPlace
-from unet_ray.engine.train import _network
+from unet_ray.engine.train_request import require_network
 from unet_ray.errors import CacheMismatchError, ConfigError, VolumeError
 from unet_ray.numerics.weight_map import class_weights
 from unet_ray.storage.patch_cache import PatchCache
@@ -106,7 +106,7 @@ def test_training_takes_the_classes_of_the_cache(inputs: Inputs, tmp_path: Path)
         plan, made_with = prepare(AugmentConfig(**asked))
         cache = PatchCache(str(tmp_path / str(label.max())))
         cache.create_or_extend(plan.cache, made_with)
-        return _network(TrainConfig(cache=cache.path, run="unused", depth=3), cache)
+        return require_network(TrainConfig(cache=cache.path, run="unused", depth=3), cache)
 
     assert network(label).classes == 1
     label[0, 0, 0] = 2

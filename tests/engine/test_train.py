@@ -1,5 +1,6 @@
 """Training through Ray Train: workers agree, killed runs continue, bad input is refused."""
 
+import itertools
 import json
 import os
 import shutil
@@ -19,10 +20,11 @@ import torch
 from tests.engine.training import config, losses, make_cache, rows, validations, weights
 from unet_ray.config.network import network_config
 from unet_ray.config.train import TrainSettings
+from unet_ray.engine.checkpoints import LIST
 from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, TrainingDivergedError, VolumeError
 from unet_ray.network.model_file import decode
 from unet_ray.network.summary import PROCESS_BYTES
-from unet_ray.storage.patch_cache import PatchCache
+from unet_ray.storage.patch_cache import Patch, PatchCache
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
 
@@ -133,16 +135,16 @@ def test_killed_worker_is_replaced(
     """SIGKILL of one training process in the middle of an epoch: the run ends as if nothing had happened."""
     from unet_ray.engine.train import train
 
-    run, killed, epochs = tmp_path / "killed", list[int](), list[int]()
+    run, killed, at = tmp_path / "killed", list[int](), list[tuple[int, float]]()
 
     def kill() -> None:
         deadline = time.time() + 120
         while time.time() < deadline and not killed:
-            if (run / "metrics.jsonl").exists():
-                epochs.append(len(validations(run)))
+            if registered(run):
                 killed.extend(train_processes()[-1:])
                 for pid in killed:
                     os.kill(pid, signal.SIGKILL)
+                at.append((registered(run), time.time()))
             time.sleep(0.02)
 
     killer = threading.Thread(target=kill)
@@ -150,7 +152,7 @@ def test_killed_worker_is_replaced(
     summary = train(config(cache, run, checkpoint_every_steps=2, workers=workers))
     killer.join()
     assert killed
-    assert epochs[-1] == 0, "the first checkpoint is one in the middle of the first epoch"
+    assert_gone_on_from(run, *at[-1])
     assert summary["steps"] == 9
     assert [row["step"] for row in rows(run) if row["event"] == "step"] == list(range(9))
     if workers == 1:
@@ -200,14 +202,14 @@ def test_killed_driver_continues(
     ]  # fmt: skip
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.time() + 120
-    while not list(run.glob("checkpoints/checkpoint_*/state.pt")):
+    while not registered(run):
         assert time.time() < deadline, "no checkpoint in two minutes"
         assert first.poll() is None, "the run ended before it could be killed"
         time.sleep(0.02)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
+    at, killed = registered(run), time.time()
     assert not (run / "summary.json").exists()
-    assert not validations(run), "the first checkpoint is one in the middle of the first epoch"
     # What a checkpoint that was interrupted in its writing leaves: newer than all others, and half.
     whole = next(run.glob("checkpoints/checkpoint_*/state.pt"))
     half = run / "checkpoints" / "checkpoint_2999-01-01_00-00-00.000000"
@@ -216,10 +218,78 @@ def test_killed_driver_continues(
     capfd.readouterr()
     train(config(cache, run, checkpoint_every_steps=2))
     assert "default network, " in capfd.readouterr().err
+    assert_gone_on_from(run, at, killed)
+    assert_same(run, finished[0])
+
+
+def registered(run: Path) -> int:
+    """Steps of the checkpoint that Ray Train would go on from; 0 where there is none yet."""
+    try:
+        listed = json.loads((run / LIST).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):  # Ray is writing it
+        return 0
+    latest: dict[str, Any] | None = listed["latest_checkpoint_result"]
+    return int(latest["metrics"]["step"]) if latest else 0
+
+
+def assert_gone_on_from(run: Path, step: int, killed: float) -> None:
+    """None of the steps up to a registered checkpoint was taken again, and all after it or after the next one were.
+
+    What was under way was still registered.
+    """
+    ended = [row["ended"] for row in rows(run) if row["event"] == "step"]
+    again = next(n for n in range(9) if ended[n] > killed)
+    assert 0 < step <= again
+    assert min(ended[again:]) > killed
+
+
+def assert_same(run: Path, other: Path) -> None:
     assert [row["step"] for row in rows(run) if row["event"] == "step"] == list(range(9))
-    assert losses(run) == losses(finished[0])
-    for name, expected in weights(finished[0]).items():
+    assert losses(run) == losses(other)
+    for name, expected in weights(other).items():
         assert torch.equal(weights(run)[name], expected), name
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What a power cut leaves of the newest one; the run goes on from the one before, and Ctrl-C stays the job's."""
+    from unet_ray.engine.train import train
+
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    (run / "summary.json").unlink()
+    newest = max(run.glob("checkpoints/checkpoint_*/state.pt"))
+    newest.write_bytes(newest.read_bytes()[:1000])
+    began, handler = time.time(), signal.getsignal(signal.SIGINT)
+    train(config(cache, run))
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert f"{newest.parent.name} is damaged" in (said := capfd.readouterr().err)
+    assert "going on from step 6, checkpoint_" in said
+    assert [row["ended"] < began for row in rows(run) if row["event"] == "step"] == 6 * [True] + 3 * [False]
+    assert_same(run, finished[0])
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_training_and_the_same_command_goes_on(cache: str, tmp_path: Path) -> None:
+    """In half a minute."""
+    command = [
+        sys.executable, str(JOBS / "train.py"), "--cache", cache, "--run", str(tmp_path / "run"), "--base-channels",
+        "2", "--depth", "2", "--epochs", "3", "--batch-size", "3", "--threads", "1", "--checkpoint-every-steps", "2",
+    ]  # fmt: skip
+    job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.time() + 120
+    while not registered(tmp_path / "run"):
+        assert time.time() < deadline
+        assert job.poll() is None, "the run ended before it could be interrupted"
+        time.sleep(0.02)
+    job.send_signal(signal.SIGINT)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 130, said
+    assert "train: interrupted; the same command continues where this run stopped" in said.splitlines()
+    assert "Traceback" not in said
+    again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
+    assert json.loads(again.stdout)["steps"] == 9
 
 
 @pytest.mark.slow
@@ -270,9 +340,19 @@ def test_a_full_disk_is_a_sentence_and_room_lets_it_go_on(cache: str, tmp_path: 
 def test_divergence_stops_with_a_sentence(cache: str, ray_cluster: None, tmp_path: Path) -> None:
     from unet_ray.engine.train import train
 
-    sentence = r"training step \d+: .* is (nan|inf), not a finite number \(patches \d.*lower the learning"
+    sentence = r"training step \d+: .* is (nan|inf), not a finite number \(patches \d.*lower learning rate; there is no"
     with pytest.raises(TrainingDivergedError, match=sentence):
         train(config(cache, tmp_path / "run", optimizer="sgd", schedule="constant", learning_rate=1e30))
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(len(rows(tmp_path / "run"))))
+    assert rows(tmp_path / "run"), "the steps that led there can be looked at"
+
+
+def test_divergence_tells_of_the_model_that_is_kept() -> None:
+    from unet_ray.engine.train_state import Progressed
+    from unet_ray.engine.train_worker import kept
+
+    assert kept(Progressed(), "r") == "there is no model yet"
+    assert kept(Progressed(best=0.5, best_epoch=0), "r") == "the best model so far is kept in r/model.safetensors"
 
 
 def test_a_rank_with_other_code_ends_the_training(
@@ -329,6 +409,121 @@ def test_bad_settings(
     given = config(cache, finished[0]).model_copy(update=changes)
     with pytest.raises(error, match=sentence):
         train(given)
+
+
+@pytest.mark.parametrize("changes", [{"workers": 64}, {"threads": 512}, {"initial_model": "of the run itself"}])
+def test_a_refused_overwrite_removes_nothing(
+    finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    from unet_ray.engine.train import train
+
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    given = {**changes, "initial_model": str(run / "model.safetensors")} if "initial_model" in changes else changes
+    sentence = (
+        r"--overwrite would empty; copy it elsewhere"
+        if "initial_model" in changes
+        else "fit in the cluster at once|asks for 512 CPU"
+    )
+    with pytest.raises(ConfigError, match=sentence):
+        train(config(cache, run, overwrite=True, **given))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_overwriting_begins_anew(finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path) -> None:
+    from unet_ray.engine.train import train
+
+    run, began = tmp_path / "run", time.time()
+    shutil.copytree(finished[0], run)
+    summary = train(config(cache, run, overwrite=True, seed=3))
+    assert "note" not in summary
+    assert all(row["ended"] > began for row in rows(run))
+    assert losses(run) != losses(finished[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("image", "flipped"), *itertools.product(["label", "weight"], ["missing", "empty", "flipped"])],
+)
+def test_a_lost_validation_section_is_a_sentence(
+    cache: str, tmp_path: Path, name: str, how: str, ray_cluster: None
+) -> None:
+    """Zarr would read it as zeros: as a section of one cell, or as one that nobody labelled.
+
+    An image that is missing or empty is a section that is not done, which is refused before.
+    """
+    from unet_ray.engine.train import train
+
+    shutil.copytree(cache, tmp_path / "cache.zarr")
+    damaged = PatchCache(str(tmp_path / "cache.zarr"))
+    shard = tmp_path / "cache.zarr" / damaged.shard_key("validation", name, 0)
+    whole = bytearray(shard.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    shard.unlink() if how == "missing" else shard.write_bytes(b"" if how == "empty" else bytes(whole))
+    with pytest.raises(VolumeError, match=r"validation shard 0 of patch cache .* is damaged .*--verify$"):
+        train(config(damaged.path, tmp_path / "run"))
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("label", "weight", "best_by", "sentence"),
+    [
+        (
+            1,
+            1,
+            "v_info",
+            "--best-by v_info scores cells, but all that is labelled .* is membrane; choose --best-by loss",
+        ),
+        (0, 0, "loss", "no pixel of the validation sections of cache .* is labelled, so no model can be chosen"),
+        (0, 0, "v_rand", "no pixel of the validation sections"),
+    ],
+)
+def test_sections_that_tell_nothing_are_refused(
+    cache: str, tmp_path: Path, label: int, weight: int, best_by: str, sentence: str
+) -> None:
+    from unet_ray.engine.train import train
+
+    shutil.copytree(cache, tmp_path / "cache.zarr")
+    blank = PatchCache(str(tmp_path / "cache.zarr"))
+    for number in range(2):
+        was = blank.read("validation", number)
+        patch = Patch(was.image[None], np.full_like(was.label, label)[None], np.full_like(was.weight, weight)[None])
+        blank.put(blank.plan(), "validation", number, patch)
+    with pytest.raises(ConfigError, match=sentence):
+        train(config(blank.path, tmp_path / "run", best_by=best_by))
+
+
+@pytest.mark.parametrize(("preset", "normalised"), [("default", True), ("keras", False)])
+def test_batch_norm_over_pieces_is_of_so_many_workers(
+    cache: str, tmp_path: Path, preset: str, normalised: bool
+) -> None:
+    """Its statistics are of what all workers pass at once: without pieces the global batch, whoever computes it."""
+    from unet_ray.engine.train_request import made_with_of
+
+    network = network_config(preset, base_channels=2, depth=2)
+
+    def decided(workers: int, micro_batch: int | None) -> Any:
+        given = config(cache, tmp_path / "run", batch_size=4, workers=workers, micro_batch=micro_batch)
+        return made_with_of(given, network, PatchCache(cache))["workers_x_passes"]
+
+    assert decided(1, None) is decided(2, None) is decided(2, 2) is None
+    assert (decided(1, 1) != decided(2, 1)) == normalised
+
+
+def test_a_resume_has_the_threads_of_before_where_they_fit(
+    cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unet_ray.engine import train_request as engine
+    from unet_ray.engine.machines import Machine
+
+    monkeypatch.setattr(engine, "machines", lambda: [Machine(4, 0), Machine(4, 0)])
+    monkeypatch.setattr(engine, "threads_each", lambda workers, gpus_each: 7)
+    auto, given = config(cache, tmp_path, workers=2, threads=None), config(cache, tmp_path, workers=2, threads=3)
+    assert engine.threads_of(given, {"threads": 2}, 0) == 3
+    assert engine.threads_of(auto, {"threads": 4}, 0) == 4
+    assert engine.threads_of(auto, {"threads": 8}, 0) == 7
+    assert engine.threads_of(auto, {}, 0) == 7
 
 
 def test_foreign_directory_is_refused(cache: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The run directory as rank 0 of a training writes it: rows, TensorBoard events, pictures."""
 
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ class RunWriter:
         self._events = SummaryWriter(self._folder.name, purge_step=resumed_at or None)
 
     def add(self, row: dict[str, Any]) -> None:
-        """One row per step and per validation."""
+        """One row per step and per validation; a number that is not finite is null, for JSON has none such."""
+        row = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
         self._rows.append(row)
         for name, value in row.items():
             if isinstance(value, _SCALARS_ARE) and name not in _NO_CURVES:

@@ -16,18 +16,32 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unet_ray.command import Summary
-from unet_ray.config.network import NetworkConfig, layers, network_config
-from unet_ray.config.train import BestBy, TrainConfig, TrainSettings
-from unet_ray.engine.cluster import cluster, memory_together, pool_size, threads_each
-from unet_ray.engine.model_source import read_model_file
+from unet_ray.config.train import TrainConfig
+from unet_ray.engine.checkpoints import CHECKPOINTS, take_off_unusable
+from unet_ray.engine.cluster import cluster, memory_together, pool_size
 from unet_ray.engine.patch_loader import steps_per_epoch
 from unet_ray.engine.run_writer import read_rows
 from unet_ray.engine.same_code import own_code
-from unet_ray.engine.train_state import best_row
+from unet_ray.engine.train_request import (
+    RUN,
+    claim,
+    empty,
+    made_with_of,
+    require_network,
+    require_scores,
+    resolved_best_by,
+    settings_of,
+    threads_of,
+)
+from unet_ray.engine.train_state import best_row, is_score
 from unet_ray.engine.train_worker import MODEL, TrainPlan, memory_advice, train_worker
 from unet_ray.engine.validation import Validated
-from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, TargetError, UnetRayError
-from unet_ray.geometry.receptive_field import margin_px, nearest_output_sides
+from unet_ray.errors import (
+    ConfigError,
+    TargetError,
+    TrainingDivergedError,
+    UnetRayError,
+)
 from unet_ray.network.export import onnx_bytes, require_onnx
 from unet_ray.network.loss import Loss
 from unet_ray.network.model_file import decode
@@ -38,14 +52,11 @@ from unet_ray.report.curves import curves_png
 from unet_ray.report.progress import Progress
 from unet_ray.storage.arrow_store import arrow_store
 from unet_ray.storage.failure import reason
-from unet_ray.storage.fingerprint import differences, digest
 from unet_ray.storage.objects import Objects, absolute, open_objects
 from unet_ray.storage.patch_cache import PatchCache
 
-RUN = "run.json"
 SUMMARY = "summary.json"
 CURVES = "curves.png"
-CHECKPOINTS = "checkpoints"
 # A spot machine may vanish more than once in a night.
 MAX_FAILURES = 8
 
@@ -66,31 +77,38 @@ def train(config: TrainConfig) -> Summary:
     run = open_objects(config.run)
     cache = PatchCache(config.cache)
     cache.require_complete()
-    config = config.model_copy(update={"best_by": _best_by(config, cache)})
-    network = _network(config, cache)
-    made_with = _made_with(config, network, cache)
-    claimed = _claim(run, config, made_with)
-    finished = run.get(SUMMARY)
+    config = config.model_copy(update={"best_by": resolved_best_by(config, cache)})
+    network = require_network(config, cache)
+    made_with = made_with_of(config, network, cache)
+    claimed = claim(run, config, made_with)
+    finished = None if config.overwrite else run.get(SUMMARY)
     if finished is not None:
         summary: Summary = json.loads(finished)
         summary |= _export(config, run)
         return summary | {"seconds": round(time.time() - began, 2), "note": "the run was complete; nothing to do"}
+    require_scores(config, cache)
     run.require_writable()
+    if not config.overwrite:
+        for sentence in take_off_unusable(run, config.run):
+            print(f"train: {sentence}", file=sys.stderr)
     with cluster():
         gpus = 1 if config.use_gpu else 0
-        threads = config.threads or threads_each(config.workers, gpus_each=gpus)
+        threads = threads_of(config, claimed, gpus)
         fitting = pool_size(config.workers, cpus_each=threads, gpus_each=gpus)
         if fitting < config.workers:
             raise ConfigError(
                 f"--workers {config.workers} of {threads} CPU and {gpus} GPU train together, but {fitting} fit in the "
                 "cluster at once; take fewer, or a larger cluster"
             )
-        precision: Precision = claimed["precision"] or _precision(config)
-        run.put(RUN, json.dumps({"made_with": made_with, "precision": precision}, indent=1).encode())
+        precision: Precision = claimed.get("precision") or _precision(config)
+        if config.overwrite:
+            empty(run)
+        decided = {"made_with": made_with, "precision": precision, "threads": threads}
+        run.put(RUN, json.dumps(decided, indent=1).encode())
         plan = TrainPlan(
             cache=absolute(config.cache),
             run=absolute(config.run),
-            settings=TrainSettings(**{name: getattr(config, name) for name in TrainSettings.model_fields}),
+            settings=settings_of(config),
             network=network,
             precision=precision,
             threads=threads,
@@ -111,16 +129,24 @@ def train(config: TrainConfig) -> Summary:
     validations = [row for row in rows if row["event"] == "validation"]
     assert config.best_by is not None
     best = best_row(validations, config.best_by)
+    if not is_score(best[config.best_by]):
+        raise TrainingDivergedError(
+            f"{config.best_by} was no finite number in any of {len(validations)} validations, so there is no model; "
+            "begin a new --run with --precision bfloat16 or float32, or a lower learning rate"
+        )
     run.put(CURVES, curves_png(rows, best_epoch=best["epoch"]))
     taken = [row for row in rows if row["event"] == "step"]
+    spent = sum(_step_seconds(row) for row in taken)
     summary = {
         "status": "complete",
         "seconds": round(time.time() - began, 2),
         "startup_seconds": round(seconds["startup"], 2),
         "epochs": len(validations),
         "steps": len(taken),
-        "samples_per_second": round(sum(r["samples"] for r in taken) / max(sum(r["seconds"] for r in taken), 1e-9), 2),
-        "best_validation_loss": min(row["loss"] for row in validations),
+        "samples_per_second": round(sum(r["samples"] for r in taken) / max(spent, 1e-9), 2),
+        # Of the time between two steps: what the loader could not do beside the step before.
+        "wait_share": round(sum(r.get("wait_seconds", 0.0) for r in taken) / max(spent, 1e-9), 4),
+        "best_validation_loss": min((row["loss"] for row in validations if is_score(row["loss"])), default=None),
         "best_epoch": best["epoch"],
         "validation": {name: best[name] for name in Validated._fields},
         "precision": precision,
@@ -139,8 +165,14 @@ def _seconds_before(rows: Sequence[Mapping[str, Any]], began: float) -> float:
     seconds, last = 0.0, 0.0
     for row in rows:
         if row["ended"] < began:
-            seconds += row["seconds"] if row["event"] == "step" else row["ended"] - last
+            seconds += _step_seconds(row) if row["event"] == "step" else row["ended"] - last
         last = row["ended"]
+    return seconds
+
+
+def _step_seconds(row: Mapping[str, Any]) -> float:
+    """From the end of the step before to the end of this one; earlier versions did not tell of the wait."""
+    seconds: float = row["seconds"] + row.get("wait_seconds", 0.0)
     return seconds
 
 
@@ -156,59 +188,6 @@ def _export(config: TrainConfig, run: Objects) -> dict[str, str]:
     return {"onnx": config.export_onnx}
 
 
-def _classes(cache: PatchCache) -> int:
-    return int(cache.require()["made_with"].get("classes", 2))
-
-
-def _best_by(config: TrainConfig, cache: PatchCache) -> BestBy:
-    """The score that chooses the model.
-
-    Raises:
-        ConfigError: it scores membranes, and the cache has classes.
-    """
-    classes = _classes(cache)
-    if config.best_by is None:
-        return "v_info" if classes <= 2 else "loss"
-    if classes > 2 and config.best_by in ("v_rand", "v_info"):
-        raise ConfigError(
-            f"--best-by {config.best_by} scores cells between membranes, but cache {config.cache} holds {classes} "
-            "classes; choose loss, pixel_mismatch or dice"
-        )
-    return config.best_by
-
-
-def _network(config: TrainConfig, cache: PatchCache) -> NetworkConfig:
-    """The network, checked against the cache's margin, patch side and context.
-
-    Raises:
-        ConfigError: they do not fit together.
-    """
-    plan = cache.plan()
-    if not plan.validation:
-        raise ConfigError(
-            f"cache {config.cache} has no validation sections, by which the best model is chosen; "
-            "make one with jobs/augment.py --validation-sections"
-        )
-    classes = _classes(cache)
-    network = network_config(
-        config.preset, base_channels=config.base_channels, depth=config.depth, in_channels=plan.channels,
-        classes=classes if classes > 2 else None, members=config.members,
-    )  # fmt: skip
-    wanted = margin_px(layers(network))
-    if plan.margin_px != wanted:
-        raise ConfigError(
-            f"cache {config.cache} has images with a margin of {plan.margin_px} px, but a {config.preset} network of "
-            f"depth {network.depth} needs {wanted}; make a cache with jobs/augment.py --for-preset {config.preset}"
-        )
-    sides = nearest_output_sides(layers(network), plan.patch_px)
-    if sides != (plan.patch_px,):
-        raise ConfigError(
-            f"cache {config.cache} has patches of {plan.patch_px} px, which a network of depth {network.depth} cannot "
-            f"make; the nearest sides are {' and '.join(str(s) for s in sides)}: change --depth or the cache"
-        )
-    return network
-
-
 def _network_summary(plan: TrainPlan, workers: int, patch_px: int) -> NetworkSummary:
     """What is trained and about how much memory a step takes."""
     settings = plan.settings
@@ -219,67 +198,6 @@ def _network_summary(plan: TrainPlan, workers: int, patch_px: int) -> NetworkSum
         loss=Loss(cross_entropy=settings.cross_entropy_weight, dice=settings.dice_weight),
         averaged=settings.ema_decay > 0, workers=workers,
     )  # fmt: skip
-
-
-def _made_with(config: TrainConfig, network: NetworkConfig, cache: PatchCache) -> dict[str, Any]:
-    """All that decides the model: workers, threads and devices do not, beyond rounding."""
-    initial = None
-    if config.initial_model is not None:
-        data = read_model_file(config.initial_model)
-        found, _, _ = decode(data, config.initial_model)
-        differing = differences(found.model_dump(exclude={"preset"}), network.model_dump(exclude={"preset"}))
-        if differing:
-            raise ModelFileError(
-                f"--initial-model {config.initial_model} holds another network: {', '.join(differing)}; "
-                "choose the same preset, base channels, depth, members and context"
-            )
-        initial = digest(data)
-    attributes = cache.require()
-    return {
-        "cache": attributes["fingerprint"],
-        "patches": cache.plan().patches,
-        "network": network.model_dump(mode="json"),
-        "settings": {
-            name: getattr(config, name)
-            for name in TrainSettings.model_fields
-            if name not in {"preset", "base_channels", "depth", "members", "precision"}
-        },
-        "initial_model": initial,
-    }
-
-
-def _claim(run: Objects, config: TrainConfig, made_with: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier run here decided; the directory is emptied first where asked.
-
-    Raises:
-        OutputMismatchError: the directory belongs to another run or to something else.
-    """
-    stored = run.get(RUN)
-    if stored is None:
-        foreign = next(iter(run.list()), None)
-        if foreign is not None:
-            raise OutputMismatchError(
-                f"{config.run} is not a run directory (it holds {foreign.key}); choose a new or empty directory"
-            )
-        return {"precision": None}
-    if config.overwrite:
-        for info in list(run.list()):
-            if info.key != RUN:
-                run.delete(info.key)
-        run.delete(RUN)
-        return {"precision": None}
-    earlier: dict[str, Any] = json.loads(stored)
-    # A setting that its version did not have is at its default.
-    before = NetworkConfig.model_validate(earlier["made_with"]["network"])
-    earlier["made_with"]["network"] = before.model_dump(mode="json")
-    differing = differences(earlier["made_with"], made_with)
-    if config.precision not in ("auto", earlier["precision"]):
-        differing.append(f"precision {earlier['precision']} (now {config.precision})")
-    if differing:
-        raise OutputMismatchError(
-            f"run {config.run} was started with {', '.join(differing)}; choose a new directory or pass --overwrite"
-        )
-    return earlier
 
 
 def _precision(config: TrainConfig) -> Precision:
@@ -368,6 +286,8 @@ def _fit(config: TrainConfig, plan: TrainPlan, steps: int, memory_each: int) -> 
             checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
         ),
     )
+    # Ray Train would take over Ctrl-C for good: it ends a training with code 0 or 1, and no later stage at all.
+    trainer._register_sigint_handler = lambda controller: None  # type: ignore[attr-defined]
     with Progress("train", total=steps, unit="steps") as progress:
         watcher = threading.Thread(target=watch, args=(progress,), daemon=True)
         watcher.start()

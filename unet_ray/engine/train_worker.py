@@ -1,6 +1,7 @@
 """What one training worker does: steps, validation, checkpoints; rank 0 also writes the run directory."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from unet_ray.engine.run_writer import RunWriter
 from unet_ray.engine.same_code import require_code
 from unet_ray.engine.train_state import Progressed, TrainState
 from unet_ray.engine.validation import Gather, validate
-from unet_ray.errors import UnetRayError
+from unet_ray.errors import TrainingDivergedError, UnetRayError
 from unet_ray.geometry.receptive_field import halo_px, margin_px
 from unet_ray.network.ema import WeightAverage
 from unet_ray.network.loss import Loss
@@ -87,6 +88,12 @@ def memory_advice(plan: TrainPlan, found: str) -> str:
     )
 
 
+def passes(settings: TrainSettings, world_size: int) -> int:
+    """Pieces in which a worker takes its part of a batch."""
+    share = -(-settings.batch_size // world_size)
+    return -(-share // (settings.micro_batch or share))
+
+
 class _Rank:
     """One rank of a training: made, resumed, and taken through its epochs."""
 
@@ -117,7 +124,7 @@ class _Rank:
             scaler=make_scaler(plan.precision, self.device),
             at=Progressed(),
         )  # fmt: skip
-        self.state.resume(self.device)
+        self.state.resume()
         self.reduce = sum_over_ranks if world_size > 1 else None
         self.gather: Gather | None = gather if world_size > 1 else None
         self.wrapped: torch.nn.Module = network
@@ -126,17 +133,26 @@ class _Rank:
         if plan.compile:
             self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
         self.writer = RunWriter(self.run, self.state.at.step) if rank == 0 else None
-        share = -(-settings.batch_size // world_size)
-        self.pieces = -(-share // (settings.micro_batch or share))
+        self.pieces = passes(settings, world_size)
         self.resumed_at, self.posted, self.clock = self.state.at.step, 0.0, _Clock()
 
     def train(self) -> None:
-        """All epochs that are left."""
+        """All epochs that are left.
+
+        Raises:
+            TrainingDivergedError: a loss or a gradient is no finite number; the rows up to there are written.
+        """
         at, settings = self.state.at, self.settings
         while at.epoch < settings.epochs and at.epoch - 1 - at.best_epoch < settings.early_stop_epochs:
             # In the middle of an epoch after a resume: the order is known, so the steps taken are left out.
-            for loaded in self.loader.epoch(at.epoch, first_step=at.step - at.epoch * self.loader.steps):
-                self._step(loaded)
+            patches = self.loader.epoch(at.epoch, first_step=at.step - at.epoch * self.loader.steps)
+            for loaded, waited in _with_wait(patches):
+                try:
+                    self._step(loaded, waited)
+                except TrainingDivergedError as error:
+                    if self.writer is not None:
+                        self.writer.flush()
+                    raise TrainingDivergedError(f"{error}; {kept(at, self.plan.run)}") from None
                 taken = at.step - at.epoch * self.loader.steps
                 every = self.plan.checkpoint_every_steps
                 if every is not None and at.step % every == 0 and taken < self.loader.steps:
@@ -146,7 +162,7 @@ class _Rank:
         if self.writer is not None:
             self.writer.close()
 
-    def _step(self, loaded: LoadedBatch) -> None:
+    def _step(self, loaded: LoadedBatch, waited: float) -> None:
         began = time.perf_counter()
         at, settings = self.state.at, self.settings
         rate = self.state.schedule.apply(self.state.optimizer, at.step)
@@ -163,7 +179,7 @@ class _Rank:
             "event": "step", "step": at.step, "epoch": at.epoch, "loss": found.loss, "learning_rate": rate,
             "gradient_norm": found.gradient_norm, "samples": found.samples,
             **({f"loss_{name}": value for name, value in found.terms.items()} if len(found.terms) > 1 else {}),
-            "seconds": round(seconds, 4), "ended": time.time(),
+            "seconds": round(seconds, 4), "wait_seconds": round(waited, 4), "ended": time.time(),
         }  # fmt: skip
         at.step += 1
         if self.writer is None:
@@ -172,10 +188,10 @@ class _Rank:
         last = at.step == settings.epochs * self.loader.steps
         if last or time.monotonic() - self.posted > POST_EVERY_SECONDS:
             self.posted = time.monotonic()
-            rate_now = f"{found.samples / max(seconds, 1e-9):.3g} samples/s"
+            rate_now = f"{found.samples / max(seconds + waited, 1e-9):.3g} samples/s"
             note = f"epoch {at.epoch + 1} of {settings.epochs}, loss {found.loss:.4f}, {rate_now}"
             self.board.post.remote({"step": at.step, "resumed_at": self.resumed_at, "note": note})
-        usual = self.clock.tick()
+        usual = self.clock.tick(seconds + waited)
         if usual is not None:
             self._say(self._forecast(usual))
 
@@ -216,19 +232,36 @@ class _Rank:
         )
 
 
+def kept(at: Progressed, run: str) -> str:
+    """What a training that ends before its time leaves."""
+    if at.best is None:
+        return "there is no model yet"
+    return f"the best model so far is kept in {run}/{MODEL}"
+
+
+def _with_wait(patches: Iterator[LoadedBatch]) -> Iterator[tuple[LoadedBatch, float]]:
+    """Batches, and for how many seconds each was waited for."""
+    while True:
+        asked = time.perf_counter()
+        loaded = next(patches, None)
+        if loaded is None:
+            return
+        yield loaded, time.perf_counter() - asked
+
+
 class _Clock:
     """Seconds per step from the first steps, said once."""
 
     def __init__(self) -> None:
-        self._steps, self._began = 0, 0.0
+        self._steps, self._seconds = 0, 0.0
 
-    def tick(self) -> float | None:
-        """One more step is over; seconds per step when they are known, else None."""
+    def tick(self, seconds: float) -> float | None:
+        """One more step is over, in so many seconds; seconds per step when they are known, else None."""
         self._steps += 1
         first, last = FORECAST_AFTER
-        if self._steps == first:
-            self._began = time.monotonic()
-        return (time.monotonic() - self._began) / (last - first) if self._steps == last else None
+        if self._steps > first:
+            self._seconds += seconds
+        return self._seconds / (last - first) if self._steps == last else None
 
 
 def batch_of(loaded: LoadedBatch, weighted: bool) -> Batch:

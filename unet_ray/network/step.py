@@ -24,7 +24,7 @@ _CROSS_ENTROPY = Loss()
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 # From its 2^16 a scaler halves 17 times before it is below 1: no overflow of float16 lasts that long.
 _LEAST_SCALE = 1.0
-_ADVICE = "the weights of the step before are kept: lower the learning rate and run again"
+_ADVICE = "begin a new --run with a lower learning rate"
 
 
 class Batch(NamedTuple):

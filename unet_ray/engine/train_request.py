@@ -1,0 +1,193 @@
+"""A training as it is asked for, checked against its cache and its run directory before anything is started."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from unet_ray.config.network import NetworkConfig, layers, network_config
+from unet_ray.config.train import BestBy, TrainConfig, TrainSettings
+from unet_ray.engine.cluster import threads_each
+from unet_ray.engine.machines import machines
+from unet_ray.engine.model_source import read_model_file
+from unet_ray.engine.train_worker import passes
+from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError
+from unet_ray.geometry.receptive_field import margin_px, nearest_output_sides
+from unet_ray.network.model_file import decode
+from unet_ray.storage.fingerprint import differences, digest
+from unet_ray.storage.objects import Objects, absolute
+from unet_ray.storage.patch_cache import PatchCache
+
+RUN = "run.json"
+
+
+def settings_of(config: TrainConfig) -> TrainSettings:
+    """What decides a model, of all that was asked for."""
+    return TrainSettings(**{name: getattr(config, name) for name in TrainSettings.model_fields})
+
+
+def resolved_best_by(config: TrainConfig, cache: PatchCache) -> BestBy:
+    """The score that chooses the model.
+
+    Raises:
+        ConfigError: it scores membranes, and the cache has classes.
+    """
+    classes = _classes(cache)
+    if config.best_by is None:
+        return "v_info" if classes <= 2 else "loss"
+    if classes > 2 and config.best_by in ("v_rand", "v_info"):
+        raise ConfigError(
+            f"--best-by {config.best_by} scores cells between membranes, but cache {config.cache} holds {classes} "
+            "classes; choose loss, pixel_mismatch or dice"
+        )
+    return config.best_by
+
+
+def require_network(config: TrainConfig, cache: PatchCache) -> NetworkConfig:
+    """The network, checked against the cache's margin, patch side and context.
+
+    Raises:
+        ConfigError: they do not fit together.
+    """
+    plan = cache.plan()
+    if not plan.validation:
+        raise ConfigError(
+            f"cache {config.cache} has no validation sections, by which the best model is chosen; "
+            "make one with jobs/augment.py --validation-sections"
+        )
+    classes = _classes(cache)
+    network = network_config(
+        config.preset, base_channels=config.base_channels, depth=config.depth, in_channels=plan.channels,
+        classes=classes if classes > 2 else None, members=config.members,
+    )  # fmt: skip
+    wanted = margin_px(layers(network))
+    if plan.margin_px != wanted:
+        raise ConfigError(
+            f"cache {config.cache} has images with a margin of {plan.margin_px} px, but a {config.preset} network of "
+            f"depth {network.depth} needs {wanted}; make a cache with jobs/augment.py --for-preset {config.preset}"
+        )
+    sides = nearest_output_sides(layers(network), plan.patch_px)
+    if sides != (plan.patch_px,):
+        raise ConfigError(
+            f"cache {config.cache} has patches of {plan.patch_px} px, which a network of depth {network.depth} cannot "
+            f"make; the nearest sides are {' and '.join(str(s) for s in sides)}: change --depth or the cache"
+        )
+    return network
+
+
+def made_with_of(config: TrainConfig, network: NetworkConfig, cache: PatchCache) -> dict[str, Any]:
+    """All that decides the model.
+
+    Workers, threads and devices do not, beyond rounding; but where a worker takes its part of a batch in pieces, batch
+    normalisation sees other pieces with other workers.
+    """
+    initial = None
+    pieces = passes(settings_of(config), config.workers)
+    if config.initial_model is not None:
+        data = read_model_file(config.initial_model)
+        found, _, _ = decode(data, config.initial_model)
+        differing = differences(found.model_dump(exclude={"preset"}), network.model_dump(exclude={"preset"}))
+        if differing:
+            raise ModelFileError(
+                f"--initial-model {config.initial_model} holds another network: {', '.join(differing)}; "
+                "choose the same preset, base channels, depth, members and context"
+            )
+        initial = digest(data)
+    attributes = cache.require()
+    return {
+        "cache": attributes["fingerprint"],
+        "patches": cache.plan().patches,
+        "network": network.model_dump(mode="json"),
+        "settings": {
+            name: getattr(config, name)
+            for name in TrainSettings.model_fields
+            if name not in {"preset", "base_channels", "depth", "members", "precision"}
+        },
+        "initial_model": initial,
+        # Batch normalisation takes its statistics over what all workers pass at once.
+        "workers_x_passes": [config.workers, pieces] if network.batch_norm and pieces > 1 else None,
+    }
+
+
+def claim(run: Objects, config: TrainConfig, made_with: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier run here decided; nothing where there is none or where it is to be overwritten.
+
+    Raises:
+        OutputMismatchError: the directory belongs to another run or to something else.
+        ConfigError: the model to begin from would be removed.
+    """
+    stored = run.get(RUN)
+    if stored is None:
+        foreign = next(iter(run.list()), None)
+        if foreign is not None:
+            raise OutputMismatchError(
+                f"{config.run} is not a run directory (it holds {foreign.key}); choose a new or empty directory"
+            )
+        return {}
+    if config.overwrite:
+        initial = config.initial_model
+        if initial is not None and absolute(initial).startswith(f"{absolute(config.run)}/"):
+            raise ConfigError(
+                f"--initial-model {initial} is part of --run {config.run}, which --overwrite would empty; "
+                "copy it elsewhere first, or choose a new --run"
+            )
+        return {}
+    earlier: dict[str, Any] = json.loads(stored)
+    # A setting that its version did not have is at its default.
+    before = NetworkConfig.model_validate(earlier["made_with"]["network"])
+    earlier["made_with"]["network"] = before.model_dump(mode="json")
+    differing = differences(earlier["made_with"], made_with)
+    if config.precision not in ("auto", earlier["precision"]):
+        differing.append(f"precision {earlier['precision']} (now {config.precision})")
+    if differing:
+        raise OutputMismatchError(
+            f"run {config.run} was started with {', '.join(differing)}; choose a new directory or pass --overwrite"
+        )
+    return earlier
+
+
+def require_scores(config: TrainConfig, cache: PatchCache) -> None:
+    """Find out before an epoch is over whether the validation sections can tell models apart.
+
+    Raises:
+        ConfigError: nothing in them is labelled, or no pixel is of a cell where cells are scored.
+        VolumeError: a shard of them is missing or damaged.
+    """
+    labelled = False
+    for number in range(cache.plan().validation):
+        section = cache.read_checked("validation", number)
+        known = section.weight > 0
+        labelled = labelled or bool(known.any())
+        if (known & (section.label == 0)).any() or (labelled and config.best_by not in ("v_rand", "v_info")):
+            return
+    remedy = "make a cache with other jobs/augment.py --validation-sections"
+    if not labelled:
+        raise ConfigError(
+            f"no pixel of the validation sections of cache {config.cache} is labelled, so no model can be chosen; "
+            f"{remedy}"
+        )
+    raise ConfigError(
+        f"--best-by {config.best_by} scores cells, but all that is labelled in the validation sections of cache "
+        f"{config.cache} is membrane; choose --best-by loss, or {remedy}"
+    )
+
+
+def threads_of(config: TrainConfig, claimed: Mapping[str, Any], gpus: int) -> int:
+    """CPUs of each worker: as asked for, else as an earlier run here had, where so many fit: sums keep their order."""
+    if config.threads is not None:
+        return config.threads
+    before: int | None = claimed.get("threads")
+    if before is not None and sum(node.fits(before, gpus) for node in machines()) >= config.workers:
+        return before
+    return threads_each(config.workers, gpus_each=gpus)
+
+
+def empty(run: Objects) -> None:
+    """Remove all of a run; what makes the folder one last, so that the same command can go on after an interruption."""
+    for info in list(run.list()):
+        if info.key != RUN:
+            run.delete(info.key)
+    run.delete(RUN)
+
+
+def _classes(cache: PatchCache) -> int:
+    return int(cache.require()["made_with"].get("classes", 2))
