@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray import cloudpickle
 
+from unet_ray.engine import blocks
 from unet_ray.engine.blocks import STAGES as STAGES_OF_ROWS
 from unet_ray.engine.blocks import TRIES, Outcome, run_blocks, work_through
-from unet_ray.errors import ConfigError, VolumeError
+from unet_ray.errors import ConfigError, UnetRayError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
 
 # Actors get the workers below by value: pytest's name of this module is none that they could import.
@@ -251,8 +252,6 @@ def test_blocks_that_always_kill_fail_alone(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_code_that_was_edited_meanwhile_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from unet_ray.engine import blocks
-
     monkeypatch.setattr(blocks, "own_code", lambda: "0123")
     with pytest.raises(ConfigError, match=r"^node \S+ cannot run this: .* the driver's 0123; .* again: it goes on$"):
         run(tmp_path, 40)
@@ -325,6 +324,73 @@ def test_the_object_store_holds_no_voxels() -> None:
     assert len(seen) == 75
     # 2.4 GB went through the workers: as many bytes as one block has are far from it.
     assert max(seen) - before < 8 * 2**20
+
+
+class Hanging(Counting):
+    """Takes so many seconds for each block."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__({})
+        self.seconds = seconds
+
+    def compute(self, block: int, data: int) -> int:
+        time.sleep(self.seconds)
+        return super().compute(block, data)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_hang_is_a_sentence_and_slow_blocks_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "NO_PROGRESS_SECONDS", 1)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def run(seconds: float, **how: float) -> Outcome:
+        make, done = partial(Hanging, seconds), BlockSet(4)
+        return run_blocks(make, done, workers=2, cpus_each=1, run_length=1, stage="test", **how)
+
+    with pytest.raises(UnetRayError, match=r"^no worker has finished a block of test for 0 minutes.* the same command"):
+        run(600)
+    assert run(3, seconds_each=3).written == 4
+
+
+@pytest.mark.parametrize(
+    ("address", "there", "stalls", "ends"),
+    [
+        ("", [1], 1, True),
+        ("head:6379", [1], 1, False),
+        ("head:6379", [1, 1], 2, True),
+        ("head:6379", [0, 0, 0, 1], 4, False),  # the node may have come just before the time was over
+    ],
+)
+def test_a_cluster_without_a_node_is_waited_for(
+    address: str, there: list[int], stalls: int, ends: bool,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    patiences, nodes = list[float](), iter(there)
+
+    def stream(*arguments: Any) -> Iterator[dict[str, Any]]:
+        _, runs, *_, patience = arguments
+        patiences.append(patience)
+        if len(patiences) <= stalls:
+            raise blocks._NoProgressError
+        yield from work_through(Counting({}), [run["start"] for run in runs])
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(blocks, "_stream", stream)
+    monkeypatch.setattr(blocks, "roomiest_node", lambda cpus, gpus: ("node", next(nodes)))
+
+    def run() -> Outcome:
+        return run_blocks(
+            partial(Counting, {}), BlockSet(3), workers=1, cpus_each=1, run_length=1, seconds_each=880.0, stage="test",
+        )  # fmt: skip
+
+    if ends:
+        with pytest.raises(UnetRayError, match="for 293 minutes"):
+            run()
+    else:
+        assert run().written == 3
+    assert patiences == [20 * 880] * (stalls if ends else stalls + 1)
+    said = capsys.readouterr().err
+    assert said.count("no node is there with 1 CPU and 0 GPU for a worker; waiting for one") == there.count(0)
 
 
 class Telling(Counting):

@@ -7,6 +7,7 @@ itself and returns one small status row.
 import json
 import logging
 import os
+import sys
 import time
 import warnings
 from collections import Counter
@@ -20,16 +21,19 @@ import ray
 
 from unet_ray.engine.block_metrics import BlockMetrics
 from unet_ray.engine.cluster import fetched
+from unet_ray.engine.machines import roomiest_node
 from unet_ray.engine.process_memory import peak_rss_bytes
 from unet_ray.engine.same_code import off_strangers, own_code, refusal, require_code
+from unet_ray.errors import UnetRayError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.storage.store_client import is_away
 
 TRIES = 3
 # What an actor does, partly at the same time, and what its computing waits for.
 STAGES = ("read", "compute", "compress", "write", "wait_for_read", "wait_for_write")
-# A hang ends the run instead of the night; no block takes this long.
-NO_PROGRESS_SECONDS = 600
+# A hang ends the run instead of the night: no run of blocks may take longer than this, and than so many times what one
+# takes on a quiet machine.
+NO_PROGRESS_SECONDS, SLOWEST = 600, 20
 # Actors in a row that may die while they are started, as they do on a node that joins with other code.
 START_DEATHS = 20
 # Rows of a run come together when it ends.
@@ -105,6 +109,10 @@ class Outcome:
             self.written += 1
             self.units += int(row["units"])
             self.counts.update(json.loads(row["counts"]))
+
+
+class _NoProgressError(Exception):
+    """Ray Data has heard of no actor for as long as it was told to wait."""
 
 
 class _Actor:
@@ -285,10 +293,11 @@ def run_blocks(
     done: BlockSet,
     *,
     workers: int | None,
-    cpus_each: float,
+    cpus_each: int,
     gpus_each: float = 0,
     memory_each: int = 0,
     run_length: int,
+    seconds_each: float = 0.0,
     stage: str,
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Outcome:
@@ -302,6 +311,7 @@ def run_blocks(
         gpus_each: GPUs an actor asks for.
         memory_each: bytes an actor asks for; 0: it does not ask.
         run_length: blocks that one Ray Data block carries; each costs Ray Data about 10 ms.
+        seconds_each: what a block takes, about; 0 if that is not known.
         stage: name of it all, for `BlockMetrics`.
         on_row: called on the driver with each block's row.
 
@@ -311,23 +321,49 @@ def run_blocks(
 
     Raises:
         ConfigError: no node has the driver's code any more.
+        UnetRayError: no actor has finished anything for `NO_PROGRESS_SECONDS`, or longer where blocks take long.
     """
     outcome, begun, ended, metrics = Outcome(), float("inf"), 0.0, BlockMetrics(stage)
     # The second pass has runs of one block, and one at a time at an actor, so that a block that kills its process takes
     # no other with it: what waits at an actor that dies uses up its tries as well.
     for length, at_once in ((run_length, 2), (1, 1)):
-        runs = [{"start": start, "stop": stop} for start, stop in _todo(done, outcome, length)]
-        if not runs:
-            break
-        for row in _stream(make_worker, runs, workers, cpus_each, gpus_each, memory_each, at_once):
-            begun, ended = min(begun, row["started"]), max(ended, row["ended"])
-            outcome.take(row, done)
-            metrics.take(row)
-            on_row(row)
+        patience, stalls = max(NO_PROGRESS_SECONDS, SLOWEST * seconds_each * length), 0
+        while runs := [{"start": start, "stop": stop} for start, stop in _todo(done, outcome, length)]:
+            try:
+                for row in _stream(make_worker, runs, workers, cpus_each, gpus_each, memory_each, at_once, patience):
+                    begun, ended, stalls = min(begun, row["started"]), max(ended, row["ended"]), 0
+                    outcome.take(row, done)
+                    metrics.take(row)
+                    on_row(row)
+                break
+            except _NoProgressError:
+                stalls += _is_stalled(cpus_each, gpus_each)
+                # A cluster's first node may have come just before the time was over.
+                if stalls > bool(os.environ.get("RAY_ADDRESS")):
+                    raise UnetRayError(
+                        f"no worker has finished a block of {stage} for {patience / 60:.0f} minutes, far longer than "
+                        "one takes; see what holds the workers up (storage, memory, other work on their machines) and "
+                        "run the same command again; what is complete stays complete"
+                    ) from None
     for start, stop in _todo(done, outcome, 1):
         outcome.failures |= dict.fromkeys(range(start, stop), "its worker process died each time it was tried")
     outcome.seconds = max(0.0, ended - begun)
     return outcome
+
+
+def _is_stalled(cpus_each: int, gpus_each: float) -> bool:
+    """Whether nothing was finished although a node was there; otherwise a sentence on stderr says what is waited for.
+
+    The pool that is started next asks for a node, which a cluster that grows by itself needs to be asked.
+    """
+    _, fitting = roomiest_node(cpus_each, gpus_each)
+    if not fitting:
+        print(
+            f"cluster: no node is there with {cpus_each} CPU and {gpus_each:g} GPU for a worker; waiting for one",
+            file=sys.stderr,
+            flush=True,
+        )
+    return fitting > 0
 
 
 def run_few(make_worker: Callable[[], BlockWorker], blocks: list[int]) -> Outcome:
@@ -361,20 +397,22 @@ def _stream(
     make_worker: Callable[[], BlockWorker],
     runs: list[dict[str, int]],
     workers: int | None,
-    cpus_each: float,
+    cpus_each: int,
     gpus_each: float,
     memory_each: int,
     at_once: int,
+    patience: float,
 ) -> Iterator[dict[str, Any]]:
     import ray.data  # loads pandas and more: a second, which who only names stages, or runs a task, does not pay
     from ray.data import ActorPoolStrategy, DataContext
+    from ray.data.exceptions import ExecutionTimeoutError
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # loading it has set another level
     context = DataContext.get_current()
     context.enable_progress_bars = False
     # A dropped block is only a log line in Ray Data; what is missing is found by comparison with the plan.
     context.max_errored_blocks = -1
-    context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    context.execution_no_progress_timeout_s = patience
     if os.environ.get("RAY_ADDRESS"):
         context.max_consecutive_actor_init_deaths = START_DEATHS
     actors = len(runs) if workers is None else min(workers, len(runs))
@@ -397,6 +435,8 @@ def _stream(
         )
     try:
         yield from dataset.iter_rows()
+    except ExecutionTimeoutError as error:
+        raise _NoProgressError from error
     except Exception as error:
         if (sentence := refusal(error)) is not None:
             raise sentence from None

@@ -222,7 +222,7 @@ def _segment_blocks(request: Request, done: BlockSet, record: RunRecord, memory_
     total = blocks.voxels_of(chosen) / 1e6
     before = total - blocks.voxels_of(todo) / 1e6
     started: list[float] = []
-    reference = ray.put(job)
+    reference, seconds_each = ray.put(job), stored.get("block_seconds", 0.0)
     with Progress("segment", total=total, unit="Mvox", already_done=before) as progress:
 
         def on_row(row: dict[str, Any]) -> None:
@@ -241,7 +241,8 @@ def _segment_blocks(request: Request, done: BlockSet, record: RunRecord, memory_
             cpus_each=job.threads,
             gpus_each=job.gpus_each,
             memory_each=memory_each,
-            run_length=run_length(len(todo), record.workers, stored.get("block_seconds", 0.0)),
+            run_length=run_length(len(todo), record.workers, seconds_each),
+            seconds_each=seconds_each,
             stage="segment",
             on_row=on_row,
         )
