@@ -71,6 +71,15 @@ class SegmentConfig(SegmentSettings):
     """Remove the output and start anew."""
 
     @model_validator(mode="after")
+    def _formats_a_file_that_it_writes(self) -> Self:
+        if self.tiff_format == "challenge" and self.probability_tiff is None:
+            raise ValueError(
+                "tiff_format challenge is that of --probability-tiff, which names no file; name one, or leave "
+                "--tiff-format out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _shares_gpus_that_it_uses(self) -> Self:
         if self.workers_per_gpu is not None and not self.use_gpu:
             raise ValueError(

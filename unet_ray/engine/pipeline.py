@@ -17,7 +17,11 @@ from unet_ray.engine.report import Stages
 from unet_ray.engine.segment import segment
 from unet_ray.engine.train import train
 from unet_ray.errors import ConfigError
+from unet_ray.storage.tiff_target import check_tiff_targets
 from unet_ray.storage.volume import open_volume
+
+# What the stages make in the folder.
+OUTPUTS = ("phantom.zarr", "cache.zarr", "run", "segmentation.zarr", "scored.zarr", "report")
 
 
 def pipeline(config: PipelineConfig) -> Summary:
@@ -45,6 +49,9 @@ def pipeline(config: PipelineConfig) -> Summary:
     if config.mask is not None and config.volume is None:
         raise ConfigError("--mask is for --volume, and the labelled stack is segmented whole; give --volume as well")
     output = config.output.rstrip("/")
+    inputs = [("--images", config.images), ("--labels", config.labels), ("--ignore-masks", config.ignore_masks)]
+    inputs += [("--volume", config.volume), ("--mask", config.mask)]
+    check_tiff_targets({"--tiff": config.tiff}, inputs, [f"{output}/{name}" for name in OUTPUTS])
     scored = config.score_sections or config.augment.exclude_sections or config.augment.validation_sections
     if not scored:
         raise ConfigError(

@@ -18,6 +18,7 @@ from unet_ray.storage.fingerprint import digest
 from unet_ray.storage.mask_volume import open_mask
 from unet_ray.storage.objects import absolute
 from unet_ray.storage.segmentation import FORMAT_VERSION, Segmentation
+from unet_ray.storage.tiff_target import check_tiff_targets
 from unet_ray.storage.volume import open_volume
 
 
@@ -59,8 +60,13 @@ def open_request(config: SegmentConfig) -> Request:
     """Open and check volume, mask, model and output.
 
     Raises:
-        InputError: one of them is wrong, or the output was made otherwise.
+        InputError: one of them is wrong, the output was made otherwise, or a TIFF file is asked for in a wrong place.
     """
+    check_tiff_targets(
+        {"--tiff": config.tiff, "--probability-tiff": config.probability_tiff},
+        [("--volume", config.volume), ("--mask", config.mask), ("--model", config.model)],
+        [config.output],
+    )
     volume = open_volume(config.volume)
     mask = None if config.mask is None else open_mask(config.mask, volume)
     region = parse_roi(config.roi, volume.shape, "--roi")

@@ -15,6 +15,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from unet_ray.errors import TargetError
+from unet_ray.storage.tiff_target import require_file_target
 
 TILE_PX = 256
 Kind = Literal["mask", "classes", "probability", "challenge"]
@@ -69,11 +70,7 @@ def write_tiff(
     >>> tifffile.imread(path)[0]
     array([255,   0,   0,   0,   0], dtype=uint8)
     """
-    if "://" in path:
-        raise TargetError(f"{path} cannot take a TIFF, which is written as a local file; choose a local path")
-    target = Path(path)
-    if target.is_dir():
-        raise TargetError(f"{path} is a folder; choose a file name in it, such as {target / 'mask.tif'}")
+    target = require_file_target(path)
     assert channels == 1 or kind != "challenge", channels
     dtype = np.dtype(np.float32 if kind == "challenge" else np.uint8)
     if bigtiff is None:

@@ -1,0 +1,76 @@
+"""TIFF files that would harm what is read or written, or could not be written, are refused before the work."""
+
+from pathlib import Path
+
+import pytest
+import zarr
+
+from unet_ray.errors import TargetError
+from unet_ray.storage.tiff_target import check_tiff_targets
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two folders of sections, one of them within the other, a link to it, a stack, a zarr group and a file."""
+    (tmp_path / "sections" / "below").mkdir(parents=True)
+    for name in ("sections/s1.tif", "sections/s2.tif", "sections/below/s1.tif", "stack.tif", "file"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "sections")
+    zarr.create_group(str(tmp_path / "raw.zarr"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "why"),
+    [
+        ("stack.tif", "stack.tif", "--tiff .* would replace --volume .*stack.tif; choose another path"),
+        ("sections/../stack.tif", "file://FOLDER/stack.tif", "would replace"),
+        ("link/s1.tif", "sections/s1.tif", "would replace"),
+        ("link/mask.tif", "sections", "would become a part of --volume"),
+        ("sections/mask.tif", "link/", "would become a part of"),
+        ("sections/s3.tif", "link/s*.tif", "would become a part of"),
+        ("sections/below/further/s3.tif", "sections/**/*.tif", "would become a part of"),
+        ("raw.zarr/deep/mask.tif", "raw.zarr", "would become a part of"),
+        ("new/out.zarr/mask.tif", "stack.tif", "in the way of output .*out.zarr; choose a path outside"),
+        ("new", "stack.tif", "in the way of output"),
+        ("sections", "stack.tif", "is a folder; choose a file name in it"),
+        ("file/mask.tif", "stack.tif", "cannot be written, for .*file is a file"),
+        ("s3://bucket/mask.tif", "stack.tif", "choose a local path"),
+        ("file:///mask.tif", "stack.tif", "choose a local path"),
+    ],
+)
+def test_refused(folder: Path, target: str, source: str, why: str) -> None:
+    tiff = target if "://" in target else f"{folder}/{target}"
+    given = source.replace("FOLDER", str(folder)) if "://" in source else f"{folder}/{source}"
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(TargetError, match=why):
+        check_tiff_targets({"--tiff": tiff}, [("--volume", given), ("--mask", None)], [f"{folder}/new/out.zarr"])
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_two_files_of_one_name_are_refused(folder: Path) -> None:
+    targets: dict[str, str | None] = {
+        "--tiff": f"{folder}/link/m.tif",
+        "--probability-tiff": f"{folder}/sections/m.tif",
+    }
+    with pytest.raises(TargetError, match="--tiff and --probability-tiff both name"):
+        check_tiff_targets(targets, [], [])
+
+
+@pytest.mark.parametrize(
+    ("target", "source"),
+    [
+        ("mask.tif", "stack.tif"),
+        ("new/mask.tif", "stack.tif"),
+        ("new/out.zarr.tif", "raw.zarr"),
+        ("sections/below/mask.tif", "sections"),
+        ("sections/below/mask.tif", "sections/*.tif"),
+        ("sections/mask.tif", "sections/s*.tif"),
+        ("sections/mask.tif", "s3://bucket/sections"),
+        ("raw.zarr.tif", "raw.zarr"),
+    ],
+)
+def test_beside_it_all_is_well(folder: Path, target: str, source: str) -> None:
+    given = source if "://" in source else f"{folder}/{source}"
+    targets: dict[str, str | None] = {"--tiff": f"{folder}/{target}", "--probability-tiff": None}
+    check_tiff_targets(targets, [("--volume", given)], [f"{folder}/new/out.zarr", "s3://bucket/out.zarr"])
