@@ -1,5 +1,6 @@
 """The loop over blocks: order and errors without Ray, dying processes with it."""
 
+import errno
 import os
 import signal
 import sys
@@ -19,8 +20,8 @@ from ray import cloudpickle
 
 from unet_ray.engine import blocks
 from unet_ray.engine.blocks import STAGES as STAGES_OF_ROWS
-from unet_ray.engine.blocks import TRIES, Outcome, run_blocks, work_through
-from unet_ray.errors import ConfigError, UnetRayError, VolumeError
+from unet_ray.engine.blocks import TRIES, Outcome, run_blocks, run_few, work_through
+from unet_ray.errors import ConfigError, TargetError, UnetRayError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
 
 # Actors get the workers below by value: pytest's name of this module is none that they could import.
@@ -167,6 +168,43 @@ def test_what_computing_waited_for_is_told() -> None:
     # Nothing was read or written ahead of the first block; the others' input came while output was compressed.
     assert rows[0]["wait_for_read"] > 0.09 > rows[2]["wait_for_read"]
     assert rows[2]["wait_for_write"] > 0.29
+
+
+class Full(Counting):
+    """Has room for so many blocks."""
+
+    def __init__(self, room: int, number: int = errno.ENOSPC) -> None:
+        super().__init__({})
+        self.room, self.number = room, number
+
+    def write(self, block: int, encoded: str) -> int:
+        if len(self.written) == self.room:
+            error = OSError(self.number, os.strerror(self.number))
+            raise TargetError(f"out cannot be written ({error.strerror})") from error
+        return super().write(block, encoded)
+
+
+@pytest.mark.parametrize(("number", "full"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)])
+def test_nothing_more_is_computed_where_nothing_can_be_put(number: int, full: bool) -> None:
+    worker = Full(4, number)
+    rows = list(work_through(worker, range(10)))
+    assert [row["block"] for row in rows] == list(range(10))
+    assert [row["ok"] for row in rows] == [True] * 4 + [False] * 6
+    assert {(row["full"], row["error"]) for row in rows[4:]} == {
+        (full, f"out cannot be written ({os.strerror(number)})")
+    }
+    computed = sum(count for (stage, _), count in worker.calls.items() if stage == "compute")
+    assert computed == (6 if full else 4 + 6 * TRIES)  # one while the fifth was being written
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_full_disk_ends_the_run_with_the_workers_sentence() -> None:
+    done = BlockSet(300)
+    with pytest.raises(TargetError, match=r"^out cannot be written \(No space left on device\)$"):
+        run_blocks(partial(Full, 10), done, workers=1, cpus_each=1, run_length=4, stage="test")
+    assert 4 <= len(done) <= 10
+    with pytest.raises(TargetError, match="No space left"):
+        run_few(partial(Full, 1), [2, 5])
 
 
 class Dying:

@@ -16,7 +16,7 @@ from unet_ray.engine.augment_worker import AugmentWorker
 from unet_ray.engine.blocks import Outcome, run_blocks, run_length
 from unet_ray.engine.cluster import cluster, memory_to_ask_for, pool_size
 from unet_ray.engine.past_runs import RunRecord
-from unet_ray.errors import LabelError, TargetError, VolumeError
+from unet_ray.errors import LabelError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.report.pictures import contact_sheet_png
 from unet_ray.report.progress import Progress
@@ -145,7 +145,7 @@ def _make(
                 # Not the row's units: of a block that a killed worker had finished there are none.
                 progress.advance(plan.cache.patches_in(int(row["block"])))
             else:
-                _stop_if_unwritable(cache, expected.bytes_per_patch * plan.cache.patches_per_shard)
+                cache.objects.require_writable()
                 if row["away"]:
                     # Of the images, then: a section that cannot be read ends the job anyway.
                     raise VolumeError(row["error"])
@@ -163,16 +163,6 @@ def _make(
             on_row=on_row,
         )
     return outcome, min(started, default=time.time())
-
-
-def _stop_if_unwritable(cache: PatchCache, needed: int) -> None:
-    """End the run where a block failed because no block can be put any more."""
-    cache.objects.require_writable()
-    free = cache.objects.free_bytes()
-    if free is not None and free < needed:
-        raise TargetError(
-            f"{cache.path} is full; free some room and run the same command again; what is complete stays complete"
-        )
 
 
 def _contact_sheet(cache: PatchCache, plan: AugmentPlan) -> bytes:

@@ -31,7 +31,6 @@ class Forecast:
         shards: training shards.
         sections: validation sections.
         bytes: of all arrays' shards, encoded.
-        bytes_per_patch: of a training patch.
         worker_bytes: memory of a process that makes patches, about: of this one, which has just made some.
     """
 
@@ -39,7 +38,6 @@ class Forecast:
     shards: int = 0
     sections: int = 0
     bytes: int = 0
-    bytes_per_patch: int = 0
     worker_bytes: int = 0
 
     @property
@@ -70,7 +68,6 @@ def forecast(cache: PatchCache, plan: AugmentPlan, done: BlockSet) -> Forecast:
         shards=len(todo) - sections,
         sections=sections,
         bytes=round(patches * each + sections * whole),
-        bytes_per_patch=round(each),
         worker_bytes=peak_rss_bytes(),
     )
 

@@ -24,8 +24,9 @@ from unet_ray.engine.cluster import fetched
 from unet_ray.engine.machines import roomiest_node
 from unet_ray.engine.process_memory import peak_rss_bytes
 from unet_ray.engine.same_code import off_strangers, own_code, refusal, require_code
-from unet_ray.errors import UnetRayError
+from unet_ray.errors import TargetError, UnetRayError
 from unet_ray.geometry.block_set import BlockSet
+from unet_ray.storage.objects import is_full
 from unet_ray.storage.store_client import is_away
 
 TRIES = 3
@@ -97,7 +98,13 @@ class Outcome:
     counts: Counter[str] = field(default_factory=Counter)
 
     def take(self, row: Mapping[str, Any], done: BlockSet) -> None:
-        """Count a block's row, and add the block to ``done`` where it is."""
+        """Count a block's row, and add the block to ``done`` where it is.
+
+        Raises:
+            TargetError: there is no room for the block, nor for any other.
+        """
+        if row["full"]:
+            raise TargetError(row["error"])
         block = int(row["block"])
         self.peak_worker_rss_bytes = max(self.peak_worker_rss_bytes, int(row["rss"]))
         for stage in self.stage_seconds:
@@ -139,20 +146,21 @@ def work_through(worker: BlockWorker, blocks: Iterable[int]) -> Iterator[dict[st
 
     A block that raises is tried again by itself, `TRIES` times in all, and then
     reported with its error; the others go on. Where a store does not answer any more,
-    which takes minutes to find out, the block and those after it are reported at once.
+    which takes minutes to find out, or is full, the block and those after it are reported at once.
 
     Yields:
-        One row per block: block, ok, error, away, units, counts (JSON), started, ended, seconds by `STAGES`, rss, pid.
+        One row per block: block, ok, error, away (a store does not answer), full (nothing can be put), units, counts
+        (JSON), started, ended, seconds by `STAGES`, rss, pid.
     """
     numbers = list(blocks)
-    lost = ""  # what a store that stays away ended a block with
+    lost: dict[str, Any] = {}  # what a store that stays away, or is full, ended a block with
     try:
         # Blocks of a run are done in order: without the first one's record nobody was here before.
         before = [n for n in numbers if worker.is_done(n)] if numbers and worker.is_done(numbers[0]) else []
     except Exception as error:
         if not is_away(error):
             raise
-        before, lost = [], _describe(error)
+        before, lost = [], _failure(error)
     for block in before:
         numbers.remove(block)
         yield _row(block, units=0)
@@ -161,7 +169,7 @@ def work_through(worker: BlockWorker, blocks: Iterable[int]) -> Iterator[dict[st
         behind: tuple[int, float, dict[str, float], Future[tuple[int, float, float]]] | None = None
         for place, block in enumerate(numbers):
             if lost:
-                yield _row(block, units=0, error=lost, away=True)
+                yield _row(block, units=0, **lost)
                 continue
             started, spent = time.time(), dict[str, float]()
             reading = ahead or reader.submit(_timed, worker.read, block)
@@ -171,21 +179,21 @@ def work_through(worker: BlockWorker, blocks: Iterable[int]) -> Iterator[dict[st
                 ahead = reader.submit(_timed, worker.read, following[0]) if following else None
                 result, spent["compute"] = _timed(worker.compute, block, data)
             except Exception as error:
-                if not is_away(error) and (ahead is reading or ahead is None):
+                if not _is_lost(error) and (ahead is reading or ahead is None):
                     ahead = reader.submit(_timed, worker.read, following[0]) if following else None
                 if behind is not None:
                     yield _finish(worker, *behind)
                     behind = None
                 row = _alone(worker, block, started, error)
-                lost = row["error"] if row["away"] else ""
+                lost = _lost(row)
                 yield row
                 continue
             if behind is not None:
                 row = _finish(worker, *behind)
-                behind, lost = None, row["error"] if row["away"] else ""
+                behind, lost = None, _lost(row)
                 yield row
                 if lost:
-                    yield _row(block, units=0, error=lost, away=True)
+                    yield _row(block, units=0, **lost)
                     continue
             behind = block, started, spent, writer.submit(_encode_and_write, worker, block, result)
         if behind is not None:
@@ -203,9 +211,9 @@ def _finish(
 
 
 def _alone(worker: BlockWorker, block: int, started: float, error: Exception) -> dict[str, Any]:
-    """Try a failed block again, one stage after the other; not where a store does not answer, which was asked often."""
+    """Try a failed block again, one stage after the other; not where a store is full, or was asked often."""
     for _ in range(TRIES - 1):
-        if is_away(error):
+        if _is_lost(error):
             break
         try:
             spent: dict[str, float] = {}
@@ -216,7 +224,21 @@ def _alone(worker: BlockWorker, block: int, started: float, error: Exception) ->
             error = again
         else:
             return _row(block, units=units, started=started, spent=spent, counts=_counts(worker, block))
-    return _row(block, units=0, started=started, error=_describe(error), away=is_away(error))
+    return _row(block, units=0, started=started, **_failure(error))
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether other blocks would end in the same way."""
+    return is_away(error) or is_full(error)
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    return {"error": _describe(error), "away": is_away(error), "full": is_full(error)}
+
+
+def _lost(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the rows of further blocks say, nothing where they are worth trying."""
+    return {name: row[name] for name in ("error", "away", "full")} if row["away"] or row["full"] else {}
 
 
 def _counts(worker: BlockWorker, block: int) -> str:
@@ -247,6 +269,7 @@ def _row(
     started: float = 0.0,
     error: str = "",
     away: bool = False,
+    full: bool = False,
     spent: Mapping[str, float] | None = None,
     counts: str = NO_COUNTS,
 ) -> dict[str, Any]:
@@ -256,6 +279,7 @@ def _row(
         "ok": not error,
         "error": error,
         "away": away,
+        "full": full,
         "units": units,
         "counts": counts,
         "started": started or ended,
@@ -321,6 +345,7 @@ def run_blocks(
 
     Raises:
         ConfigError: no node has the driver's code any more.
+        TargetError: the output is full.
         UnetRayError: no actor has finished anything for `NO_PROGRESS_SECONDS`, or longer where blocks take long.
     """
     outcome, begun, ended, metrics = Outcome(), float("inf"), 0.0, BlockMetrics(stage)
@@ -371,6 +396,7 @@ def run_few(make_worker: Callable[[], BlockWorker], blocks: list[int]) -> Outcom
 
     Raises:
         ray.exceptions.WorkerCrashedError: its process died at every try; `run_blocks` finds out at which block.
+        TargetError: the output is full.
         ConfigError: a node that has just joined has other code than the driver.
     """
     task = ray.remote(num_cpus=1, max_retries=TRIES - 1)(_in_one_task)

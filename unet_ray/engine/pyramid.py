@@ -85,11 +85,11 @@ def _on_cpus(output: Segmentation, make_worker: Callable[[], BlockWorker], grid:
     """Do some blocks of a grid on all CPUs.
 
     Raises:
-        TargetError: the output's store does not answer any more.
+        TargetError: the output cannot be written any more.
     """
 
     def on_row(row: dict[str, Any]) -> None:
-        if row["away"]:
+        if not row["ok"]:
             output.objects.require_writable()
 
     workers = pool_size(None, cpus_each=1)

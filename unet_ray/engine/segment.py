@@ -228,9 +228,11 @@ def _segment_blocks(request: Request, done: BlockSet, record: RunRecord, memory_
         def on_row(row: dict[str, Any]) -> None:
             started.append(float(row["started"]))
             record.take(row)
+            if not row["ok"]:
+                # Where this machine cannot write either, no other block could be.
+                job.output.objects.require_writable()
             if row["away"]:
                 # A worker has waited for minutes; where this machine gets no answer either, no other block would.
-                job.output.objects.require_writable()
                 open_volume(config.volume)
             progress.advance(row["units"] / 1e6)
 

@@ -249,6 +249,12 @@ def _move_new(temporary: str, path: Path) -> None:
         os.replace(temporary, path)
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an object could not be put because the disk, or what this user may have of it, is full."""
+    why = error.__cause__
+    return isinstance(error, TargetError) and isinstance(why, OSError) and why.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def _why_unwritable(root: Path, error: OSError) -> str:
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
