@@ -1,5 +1,7 @@
 """Choosing tile side and tiles at once by what the hardware needs for them; running out of memory on the way."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unet_ray.config.network import network_config
-from unet_ray.engine import calibration
+from unet_ray.engine import calibration, segment_worker
 from unet_ray.engine.calibration import calibrate, choose
 from unet_ray.engine.segment_plan import computed_px, layout_for, resolve_tile_px, tile_sides
 from unet_ray.engine.segment_worker import Job, SegmentWorker, block_seconds, on_worker, probe_on_worker
@@ -206,6 +208,24 @@ def test_no_memory_at_calibration_or_probe_says_the_same(job: Job, ray_cluster: 
 
     with pytest.raises(UnetRayError, match=r"one tile of 32 px .*smaller --tile-px"):
         on_worker(job, none)
+
+
+def test_a_process_that_is_killed_says_the_same(job: Job, ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system does where memory runs out, and as Ray does before that."""
+    import ray
+
+    def killed() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(UnetRayError, match=r"one tile of 32 px .*worker died.*smaller --tile-px"):
+        on_worker(job, killed)
+
+    def fetched(reference: object) -> None:
+        raise ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.\n...")
+
+    monkeypatch.setattr(segment_worker, "fetched", fetched)
+    with pytest.raises(UnetRayError, match=r"one tile of 32 px .*running low on memory.*smaller --tile-px"):
+        on_worker(job, int)
 
 
 def test_the_probe_tells_what_a_block_takes(job: Job) -> None:

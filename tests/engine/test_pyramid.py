@@ -136,6 +136,24 @@ def test_a_new_threshold_rewrites_every_levels_mask(
         assert np.array_equal(level(output, number, MASK), level(output, number) > 0.56 * 255)
 
 
+@pytest.mark.parametrize("error", ["WorkerCrashedError", "OutOfMemoryError"])
+def test_a_level_whose_process_is_killed_is_made_by_a_pool(
+    error: str, asked: dict[str, Any], output: Path, shards: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    import ray
+
+    def killed(*given: Any) -> None:
+        kind = getattr(ray.exceptions, error)
+        raise kind("low on memory") if error == "OutOfMemoryError" else kind
+
+    before = shards(output)
+    (output / "3/c/1/0/0").unlink()
+    monkeypatch.setattr(pyramid, "run_few", killed)
+    assert segment(SegmentConfig(**asked, output=str(output)))["pyramid_blocks_written"] == 1
+    assert rewritten(before, shards(output)) == both({"3/c/1/0/0"})
+
+
 def test_few_blocks_are_those_that_one_process_makes_before_others_have_started() -> None:
     small = BlockGrid(TileGrid((2, 160, 160), (1, 16, 16)), (1, 1, 1))
     large = BlockGrid(TileGrid((40, 4096, 4096), (1, 1024, 1024)), (4, 1, 1))

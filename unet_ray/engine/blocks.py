@@ -395,7 +395,7 @@ def run_few(make_worker: Callable[[], BlockWorker], blocks: list[int]) -> Outcom
     """Do a few light blocks in one task, which takes a tenth of the time that a pool of actors needs to start.
 
     Raises:
-        ray.exceptions.WorkerCrashedError: its process died at every try; `run_blocks` finds out at which block.
+        ray.exceptions.RayError: one of `cluster.KILLED`; `run_blocks` finds out at which block.
         TargetError: the output is full.
         ConfigError: a node that has just joined has other code than the driver.
     """

@@ -24,6 +24,8 @@ from unet_ray.errors import ConfigError, UnetRayError
 OBJECT_STORE_BYTES = 512 * 1024**2
 # Ray puts sockets below its folder, and a socket's path may have 107 bytes.
 LONGEST_TEMPORARY = 30
+# What Ray says of a task whose process died at every try; so do those that the system, or Ray, kills for their memory.
+KILLED = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
 # Actors that share a GPU unless told otherwise.
 MOST_PER_GPU = 4
 

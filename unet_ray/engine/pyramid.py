@@ -5,10 +5,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import ray
-
 from unet_ray.engine.blocks import BlockWorker, Outcome, run_blocks, run_few, run_length
-from unet_ray.engine.cluster import pool_size
+from unet_ray.engine.cluster import KILLED, pool_size
 from unet_ray.engine.pyramid_worker import MaskWorker, PyramidWorker
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import Box
@@ -94,7 +92,7 @@ def _on_cpus(output: Segmentation, make_worker: Callable[[], BlockWorker], grid:
 
     workers = pool_size(None, cpus_each=1)
     if _are_few(grid, todo, workers):
-        with contextlib.suppress(ray.exceptions.WorkerCrashedError):
+        with contextlib.suppress(*KILLED):
             return run_few(make_worker, todo)
     wanted = set(todo)
     settled = BlockSet(grid.num_blocks, (block for block in range(grid.num_blocks) if block not in wanted))

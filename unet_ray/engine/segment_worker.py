@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from unet_ray.config.network import layers
 from unet_ray.engine.block_input import BlockInput
 from unet_ray.engine.calibration import Calibration, calibrate
-from unet_ray.engine.cluster import fetched
+from unet_ray.engine.cluster import KILLED, fetched
 from unet_ray.engine.constant_windows import ConstantWindows, is_constant
 from unet_ray.engine.mask_survey import place_inside
 from unet_ray.engine.process_memory import keep_freed_memory, peak_rss_bytes
@@ -234,7 +234,7 @@ def on_workers(
             call.
 
     Raises:
-        UnetRayError: memory ran out; other errors as they were raised.
+        UnetRayError: memory ran out, or a process was killed; other errors as they were raised.
     """
     options: dict[str, Any] = {"num_cpus": job.threads, "num_gpus": job.gpus_each}
     if last:
@@ -246,7 +246,7 @@ def on_workers(
     try:
         return [fetched(reference) for reference in references]
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, KILLED):
             raise too_large(job, error) from error
         raise
 
