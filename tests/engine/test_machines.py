@@ -29,6 +29,16 @@ def test_workers_must_fit_on_nodes_not_on_their_sum(monkeypatch: pytest.MonkeyPa
         pool_size(None, cpus_each=1, gpus_each=1)
 
 
+def test_a_dead_end_is_told_by_whoever_knows_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unet_ray.engine.cluster import pool_size
+
+    nodes(monkeypatch, (2, 0))
+    with pytest.raises(ConfigError, match=r"has 2 CPU and 0 GPU; start anew$"):
+        pool_size(None, cpus_each=4, remedy="start anew")
+    with pytest.raises(ConfigError, match="use --no-use-gpu"):
+        pool_size(None, cpus_each=1, gpus_each=1, remedy="start anew")
+
+
 def test_memory_counts_and_never_waits_for_ever(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

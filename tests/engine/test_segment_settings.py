@@ -1,7 +1,7 @@
 """Settings of a segmentation: what rewrites what, what is refused, and grey levels of other volumes."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import pytest
 import tifffile
 
 from unet_ray.config.segment import SegmentConfig
+from unet_ray.engine import blocks
 from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_worker import Job
 from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, TileGridError, VolumeError
 from unet_ray.network.model_file import Normalisation
 from unet_ray.numerics.intensity import IntensityMap
-from unet_ray.storage.segmentation import MASK
+from unet_ray.storage.segmentation import MASK, Segmentation
 from unet_ray.storage.volume import open_volume
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -115,6 +116,49 @@ def test_refusals_leave_the_output_alone(
     refused(OutputMismatchError, "is not a segmentation", output=f"{tmp_path}/photos", overwrite=True)
     assert [file.name for file in (tmp_path / "photos").iterdir()] == ["a.jpg"]
     assert not list(output.rglob(".*"))
+
+
+def test_what_an_output_was_begun_with_is_kept_and_told(
+    asked: dict[str, Any], output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise another machine's CPUs would change bytes, or a flag would have no effect and nobody knew why."""
+    lost = output / "0/c/1/2/1"
+    lost.unlink()
+    given = asked | {"output": str(output), "threads": 2, "tiles_at_once": 3}
+    summary = segment(SegmentConfig(**given))
+    assert (summary["blocks_written"], summary["tiles_at_once"]) == (1, 1)
+    said = capsys.readouterr().err
+    for flag, kept in (("--threads 2", "--threads 1"), ("--tiles-at-once 3", "--tiles-at-once 1")):
+        assert f"{flag} is not used, for output {output} was begun with {kept}" in said
+    lost.unlink()
+    segment(SegmentConfig(**asked, output=str(output)))
+    assert "is not used" not in capsys.readouterr().err
+
+    # Begun on a machine with more CPUs than this one has.
+    lost.unlink()
+    stored = Segmentation(str(output))
+    stored.set_attributes((stored.attributes() or {}) | {"threads": 64})
+    with pytest.raises(ConfigError, match=r"was begun with 64 CPU per worker, .*: use such a node, or .* --overwrite$"):
+        segment(SegmentConfig(**given))
+    assert "--threads 2 is not used" in capsys.readouterr().err
+    assert not lost.exists()
+
+
+def test_slow_blocks_are_given_the_time_that_the_probe_tells(
+    asked: dict[str, Any], output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = Segmentation(str(output))
+    stored.set_attributes((stored.attributes() or {}) | {"block_seconds": 880.0})
+    (output / "0/c/1/2/1").unlink()
+    patiences, stream = list[float](), blocks._stream
+
+    def watched(*arguments: Any) -> Iterator[dict[str, Any]]:
+        patiences.append(arguments[-1])
+        yield from stream(*arguments)
+
+    monkeypatch.setattr(blocks, "_stream", watched)
+    assert segment(SegmentConfig(**asked, output=str(output)))["blocks_written"] == 1
+    assert patiences == [20 * 880]
 
 
 def test_sixteen_bits_by_the_models_or_the_volumes_grey_levels(

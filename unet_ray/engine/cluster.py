@@ -175,8 +175,15 @@ def fetched(reference: Any) -> Any:
         raise error.cause from None
 
 
-def pool_size(workers: int | None, cpus_each: int, gpus_each: float = 0, memory_each: int = 0) -> int:
+def pool_size(workers: int | None, cpus_each: int, gpus_each: float = 0, memory_each: int = 0, remedy: str = "") -> int:
     """Workers to start: as many as asked for, else as many as fit; see `memory_to_ask_for`.
+
+    Args:
+        workers: asked for; None: as many as fit.
+        cpus_each: CPUs of a worker.
+        gpus_each: GPUs of a worker.
+        memory_each: bytes of a worker.
+        remedy: what an error says is to be done where nodes are too small; nothing: larger ones or fewer threads.
 
     Raises:
         ConfigError: not one of them fits on any node.
@@ -187,7 +194,7 @@ def pool_size(workers: int | None, cpus_each: int, gpus_each: float = 0, memory_
         most = max(nodes, key=lambda node: (node.gpus, node.cpus) if gpus_each else (node.cpus, node.gpus))
         if gpus_each and not most.gpus:
             remedy = "use --no-use-gpu or a cluster with GPUs"
-        else:
+        elif not remedy:
             remedy = "use larger nodes" + (" or fewer --threads" if cpus_each > 1 else "")
         raise ConfigError(
             f"a worker asks for {cpus_each} CPU and {gpus_each:g} GPU on one node, but the cluster's largest has "

@@ -1,10 +1,12 @@
 """What is found out on the hardware before a segmentation starts: threads, tile side, precision, seam, memory."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
 from unet_ray.config.network import layers
+from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.calibration import Calibration
 from unet_ray.engine.cluster import fewest_threads, gpu_share, pool_size, threads_each
 from unet_ray.engine.segment_plan import layout_for, tile_sides
@@ -31,12 +33,18 @@ def resolve_actors(request: Request) -> Request:
     """
     config, job, stored = request.config, request.job, request.stored
     gpus_each, on_gpus = 0.0, 0
-    if config.use_gpu:
-        gpus_each, on_gpus = gpu_share(config.workers_per_gpu, config.threads or MOST_THREADS, config.workers)
+    asked, remedy = config.threads, ""
     if stored is not None:
-        threads = int(stored["threads"])
-    elif config.threads is not None:
-        threads = config.threads
+        _say_unused(config, stored)
+        asked = int(stored["threads"])
+        remedy = (
+            f"output {config.output} was begun with {asked} CPU per worker, on which its bytes depend: use such a "
+            "node, or start it anew with --overwrite"
+        )
+    if config.use_gpu:
+        gpus_each, on_gpus = gpu_share(config.workers_per_gpu, asked or MOST_THREADS, config.workers)
+    if asked is not None:
+        threads = asked
     else:
         threads = min(MOST_THREADS, threads_each(config.workers or max(1, on_gpus), gpus_each))
         if not config.use_gpu and config.workers is None:
@@ -45,8 +53,20 @@ def resolve_actors(request: Request) -> Request:
             side = sides[-1] if config.tile_px == "auto" else job.layout.blocks.tiles.tile[2]
             inner = next(legal_output_sides(layers(network), at_least=side + 2 * job.crop))
             threads = fewest_threads(predicting_bytes(network, inner), threads)
-    pool_size(config.workers, cpus_each=threads, gpus_each=gpus_each)
+    pool_size(config.workers, cpus_each=threads, gpus_each=gpus_each, remedy=remedy)
     return replace(request, job=replace(job, threads=threads, gpus_each=gpus_each))
+
+
+def _say_unused(config: SegmentConfig, stored: Mapping[str, Any]) -> None:
+    """Name on stderr what was given although an output that goes on keeps what it was begun with."""
+    for name, asked in (("threads", config.threads), ("tiles_at_once", config.tiles_at_once)):
+        kept, flag = stored.get(name, 1), f"--{name.replace('_', '-')}"
+        if asked not in (None, "auto", kept):
+            print(
+                f"segment: {flag} {asked} is not used, for output {config.output} was begun with {flag} {kept}, on "
+                "which its bytes depend; --overwrite starts it anew",
+                file=sys.stderr,
+            )
 
 
 def calibrated(request: Request) -> tuple[Request, Calibration]:
