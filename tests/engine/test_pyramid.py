@@ -110,6 +110,32 @@ def test_a_repair_rewrites_what_was_made_from_it_and_nothing_else(
     assert rewritten(before, shards(output)) == both(made_again) | {f"{MASK}/1/c/0/0/2"}
 
 
+@pytest.mark.parametrize("choice", [{"sections": ("0",)}, {"roi": "0:1,0:10,0:10"}], ids=["sections", "roi"])
+def test_what_is_damaged_outside_the_choice_is_made_again_too(
+    asked: dict[str, Any],
+    output: Path,
+    shards: Callable[..., dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+    choice: dict[str, Any],
+) -> None:
+    before = shards(output)
+    damaged = output / "0/c/1/4/2"
+    damaged.write_bytes(damaged.read_bytes()[:-3])
+    chosen = segment(SegmentConfig(**asked, **choice, output=str(output)))["blocks"]
+    summary = segment(SegmentConfig(**asked, **choice, output=str(output), verify=True))
+    assert (summary["status"], summary["blocks"], summary["blocks_written"]) == ("complete", chosen + 1, 1)
+    assert rewritten(before, shards(output)) == both({"0/c/1/4/2", "1/c/1/2/1", "2/c/1/1/0", "3/c/1/0/0"})
+    said = capsys.readouterr().err
+    assert said.count("is damaged and will be made again") == 1
+    assert f"segment --verify: {len(before)} of {len(before)} shards (100 %)" in said
+
+    # Set aside, and then the run was killed: the same command does not take the output for whole.
+    damaged.rename(f"{damaged}.damaged")
+    again = segment(SegmentConfig(**asked, **choice, output=str(output), verify=True))
+    assert (again["status"], again["blocks_written"], again["pyramid_blocks_written"]) == ("complete", 1, 3)
+    assert {key: s.digest for key, s in shards(output).items()} == {key: s.digest for key, s in before.items()}
+
+
 def test_a_level_comes_with_the_last_block_that_it_is_made_from(
     asked: dict[str, Any], made: tuple[Path, Any], tmp_path: Path, shards: Callable[..., dict[str, Any]]
 ) -> None:

@@ -96,9 +96,38 @@ def test_damage_is_found_in_every_level(tmp_path):
         data = bytearray(path.read_bytes())
         data[3] ^= 1
         path.write_bytes(data)
-    assert sorted(output.verify(PYRAMID)) == [
+    checked = []
+    shards = output.shards(PYRAMID)
+    assert shards == 2 * sum(PYRAMID.grid(level).num_blocks for level in PYRAMID.levels)
+    assert sorted(output.verify(PYRAMID, on_checked=lambda: checked.append(1))) == [
         (1, PYRAMID.grid(1).number((0, 1, 2))), (2, PYRAMID.grid(2).number((1, 0, 1)))
     ]  # fmt: skip
+    assert len(checked) == shards
+
+
+@pytest.mark.parametrize("layout", [PYRAMID, replace(PYRAMID, classes=3)], ids=["membrane", "classes"])
+def test_what_was_lost_stays_known_until_it_is_made_again(tmp_path, layout):
+    """Set aside and then killed; or deleted, under a level that was made from it."""
+    output = Segmentation(str(tmp_path / "out.zarr"))
+    output.create(layout, ATTRIBUTES)
+    for level in layout.levels:
+        grid = layout.grid(level)
+        for block in range(grid.num_blocks):
+            values = np.full((*layout.channels, *grid.write_box(block).shape), block, np.uint8)
+            output.put(output.encode(layout, block, values, 0.5, level))
+    assert output.lost(layout) == []
+    damaged, deleted = 7, 40
+    output.objects.put(layout.record(0, damaged), b"no shard")
+    output.objects.delete(layout.record(0, deleted))
+    assert list(output.verify(layout)) == [(0, damaged)]
+    assert output.lost(layout) == [damaged, deleted]
+    output.forget_above(layout, [damaged])
+    assert list(output.verify(layout)) == []
+    assert output.lost(layout) == [damaged, deleted]
+    for block in (damaged, deleted):
+        values = np.full((*layout.channels, *layout.blocks.write_box(block).shape), block, np.uint8)
+        output.put(output.encode(layout, block, values, 0.5))
+    assert output.lost(layout) == []
 
 
 CLASS_LAYOUT = replace(PYRAMID, classes=3)

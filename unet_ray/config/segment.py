@@ -66,7 +66,7 @@ class SegmentConfig(SegmentSettings):
     price_per_node_hour: Annotated[float, Field(ge=0)] | None = None
     """Price of a node for an hour, in any currency, for the cost that --dry-run tells."""
     verify: bool = False
-    """Check every shard's checksums first; what fails is renamed *.damaged and made again."""
+    """Check every shard's checksums first; what fails is renamed *.damaged and made again, whatever sections and region are chosen."""
     overwrite: bool = False
     """Remove the output and start anew."""
 

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from unet_ray.config.sections import parse_roi, parse_sections
@@ -14,10 +15,11 @@ from unet_ray.errors import ConfigError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import Box, triple
 from unet_ray.network.model_file import ModelMetadata, decode
+from unet_ray.report.progress import Progress
 from unet_ray.storage.fingerprint import digest
 from unet_ray.storage.mask_volume import open_mask
 from unet_ray.storage.objects import absolute
-from unet_ray.storage.segmentation import FORMAT_VERSION, Segmentation
+from unet_ray.storage.segmentation import FORMAT_VERSION, Segmentation, SegmentationLayout
 from unet_ray.storage.tiff_target import check_tiff_targets
 from unet_ray.storage.volume import open_volume
 
@@ -34,6 +36,7 @@ class Request:
         sections: that are chosen, ascending.
         region: that is chosen, voxels (z, y, x).
         metadata: of the model.
+        lost: blocks that a verification found missing; they are made again wherever they are.
     """
 
     config: SegmentConfig
@@ -43,9 +46,10 @@ class Request:
     sections: tuple[int, ...]
     region: Box
     metadata: ModelMetadata
+    lost: tuple[int, ...] = ()
 
     def chosen(self) -> BlockSet:
-        """Blocks that the chosen sections of the region touch."""
+        """Blocks that the chosen sections of the region touch, and those that were lost."""
         blocks = self.job.layout.blocks
         _, height, width = blocks.tiles.volume
         chosen = BlockSet(blocks.num_blocks)
@@ -53,6 +57,8 @@ class Request:
             z = layer * blocks.shard[0]
             for start, stop in blocks.runs_touching(self.region.intersect(Box((z, 0, 0), (z + 1, height, width)))):
                 chosen.add_run(start, stop)
+        for block in self.lost:
+            chosen.add(block)
         return chosen
 
 
@@ -119,9 +125,7 @@ def take_over(request: Request) -> Request:
     if stored is None:
         return request
     if config.verify:
-        for level, block in sorted(set(output.verify(layout))):
-            where = f"block {block}" if level == 0 else f"block {block} of level {level}"
-            print(f"segment: {where} of {config.output} is damaged and will be made again", file=sys.stderr)
+        request = replace(request, lost=_verified(output, layout, config.output))
     if layout.classes == 1 and stored["threshold"] != config.threshold:
         output.drop_masks(layout)
         stored = stored | {"threshold": config.threshold}
@@ -133,3 +137,17 @@ def take_over(request: Request) -> Request:
         }
         output.set_attributes(stored)
     return replace(request, stored=stored)
+
+
+def _verified(output: Segmentation, layout: SegmentationLayout, path: str) -> tuple[int, ...]:
+    """Set aside and name what is damaged; the blocks of level 0 that are missing since, now or after an earlier run."""
+    with Progress("segment --verify", total=output.shards(layout), unit="shards") as progress:
+        damaged = sorted(set(output.verify(layout, on_checked=partial(progress.advance, 1))))
+    for level, block in damaged:
+        where = f"block {block}" if level == 0 else f"block {block} of level {level}"
+        print(f"segment: {where} of {path} is damaged and will be made again", file=sys.stderr)
+    lost = output.lost(layout)
+    for block in lost:
+        if (0, block) not in damaged:
+            print(f"segment: block {block} of {path} was there and will be made again", file=sys.stderr)
+    return tuple(lost)

@@ -1,7 +1,7 @@
 """The segmentation: an OME-Zarr image of probabilities with its mask, or its classes, as a label image."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -18,6 +18,7 @@ from unet_ray.storage.ome_image import AXES, CHANNEL, VERSION, label_colours, om
 from unet_ray.storage.owned_group import OwnedGroup
 from unet_ray.storage.probability import Dtype, likeliest_class, mask_of
 from unet_ray.storage.shards import (
+    DAMAGED,
     ArraySpec,
     Encoded,
     ShardCodec,
@@ -239,13 +240,13 @@ class Segmentation(OwnedGroup):
         document["attributes"][ATTRIBUTE] = dict(attributes)
         self.objects.put("zarr.json", json.dumps(document, indent=1).encode())
 
-    def done(self, blocks: BlockGrid, array: str = LEVEL) -> BlockSet:
-        """Blocks whose shard of ``array`` is there."""
+    def done(self, blocks: BlockGrid, array: str = LEVEL, ending: str = "") -> BlockSet:
+        """Blocks whose shard of ``array`` is there; with the ending `DAMAGED`, those of which one was set aside."""
         return BlockSet(
             blocks.num_blocks,
             (
                 blocks.number(triple(place[-3:]))
-                for place in present_shards(self.objects, array)
+                for place in present_shards(self.objects, array, ending)
                 if all(p < c for p, c in zip(place[-3:], blocks.counts, strict=True))
             ),
         )
@@ -345,22 +346,52 @@ class Segmentation(OwnedGroup):
         for level in layout.levels:
             self.objects.delete_all(f"{layout.label}/{level}/c/")
 
-    def verify(self, layout: SegmentationLayout) -> Iterator[tuple[int, int]]:
+    def shards(self, layout: SegmentationLayout) -> int:
+        """Shards that are there, of all arrays."""
+        levels = [(layout.grid(level), level) for level in layout.levels]
+        arrays = [(grid, array) for grid, level in levels for array in (str(level), f"{layout.label}/{level}")]
+        return sum(len(self.done(grid, array)) for grid, array in arrays)
+
+    def verify(
+        self, layout: SegmentationLayout, on_checked: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[int, int]]:
         """Check every shard of every array; set aside what fails.
+
+        Args:
+            layout: of the output.
+            on_checked: called after each shard, whole or not.
 
         Yields:
             Level and number of the blocks that the run will repair.
         """
+
+        def counted(places: list[tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+            for place in places:
+                yield place
+                on_checked()
+
         for level in layout.levels:
             grid = layout.grid(level)
             records = [layout.place(level, block) for block in self.done(grid, str(level))]
             label = f"{layout.label}/{level}"
-            labels = [grid.position(block) for block in self.done(grid, label)]
+            labels: list[tuple[int, ...]] = [grid.position(block) for block in self.done(grid, label)]
             for place in (
-                *set_aside_damaged(self.objects, str(level), layout.spec(level), records),
-                *set_aside_damaged(self.objects, label, layout.label_spec(level), labels),
+                *set_aside_damaged(self.objects, str(level), layout.spec(level), counted(records)),
+                *set_aside_damaged(self.objects, label, layout.label_spec(level), counted(labels)),
             ):
                 yield level, grid.number(triple(place[-3:]))
+
+    def lost(self, layout: SegmentationLayout) -> list[int]:
+        """Blocks of level 0 that were there once: set aside by `verify`, or what a block of level 1 was made from.
+
+        Told from the files alone, so that a run which is killed before it has made them again does not forget them.
+        """
+        done = self.done(layout.blocks)
+        found = {block for block in self.done(layout.blocks, ending=DAMAGED) if block not in done}
+        if layout.factors:
+            for above in self.done(layout.grid(1), "1"):
+                found.update(b for b in layout.blocks.blocks_touching(layout.source(1, above)) if b not in done)
+        return sorted(found)
 
     def _encoder(self, spec: ArraySpec) -> ShardCodec:
         # All levels have the same shards, so one codec does for all.

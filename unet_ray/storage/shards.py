@@ -161,15 +161,16 @@ def put_encoded(root: Objects, encoded: Encoded) -> int:
     return sum(len(data) for data in encoded.values())
 
 
-def present_shards(root: Objects, path: str) -> Iterator[tuple[int, ...]]:
+def present_shards(root: Objects, path: str, ending: str = "") -> Iterator[tuple[int, ...]]:
     """Places of the array's shards that exist with at least one byte, from one listing.
 
-    A 0-byte shard would read as fill values without an error: it counts as absent.
+    A 0-byte shard would read as fill values without an error: it counts as absent. With the ending `DAMAGED`, places
+    whose shard was set aside.
     """
     prefix = f"{path}/c/"
     for info in root.list(prefix):
-        parts = info.key.removeprefix(prefix).split("/")
-        if info.size > 0 and all(part.isdigit() for part in parts):
+        parts = info.key.removeprefix(prefix).removesuffix(ending).split("/")
+        if info.size > 0 and info.key.endswith(ending) and all(part.isdigit() for part in parts):
             yield tuple(int(part) for part in parts)
 
 
