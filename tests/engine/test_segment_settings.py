@@ -211,6 +211,7 @@ def test_voxel_size_must_fit_unless_accepted(
     asked: dict[str, Any],
     tmp_path: Path,
     write_model: Callable[..., str],
+    shards: Callable[..., dict[str, Any]],
 ) -> None:
     image = tmp_path / "v.ome.tif"
     tifffile.imwrite(
@@ -228,6 +229,21 @@ def test_voxel_size_must_fit_unless_accepted(
     assert open_volume(given["output"]).voxel_size_nm == (50, 8, 8)
     again = segment(SegmentConfig(**given, accept_voxel_size=True))
     assert (again["blocks_written"], again["blocks_skipped"]) == (0, again["blocks"])
+    # Another run's flag is no reason to forget the size, and a new one none to compute anything.
+    sized = given | {"output": f"{tmp_path}/sized.zarr", "tiff": f"{tmp_path}/mask.tif"}
+    segment(SegmentConfig(**sized, voxel_size_nm=(50, 4, 4.5), sections=("0",)))
+    assert open_volume(sized["output"]).voxel_size_nm == (50, 4, 4.5)
+    before = shards(sized["output"])
+    next(Path(sized["output"]).glob("0/c/0/0/0")).unlink()
+    segment(SegmentConfig(**sized, accept_voxel_size=True))
+    assert open_volume(sized["output"]).voxel_size_nm == (50, 4, 4.5)
+    written = shards(sized["output"])
+    again = segment(SegmentConfig(**sized, voxel_size_nm=(45, 4, 4)))
+    assert (again["blocks_written"], again["status"]) == (0, "complete")
+    for image in (sized["output"], f"{sized['output']}/{MASK}", sized["tiff"]):
+        assert open_volume(image).voxel_size_nm == (45, 4, 4)
+    assert shards(sized["output"]) == written
+    assert {key: s.digest for key, s in written.items()} == {key: s.digest for key, s in before.items()}
     # Within 20 %: what is refused is the next thing that is wrong.
     near = write_model(tmp_path / "near", "default", voxel_size_nm=(50, 7, 9))
     with pytest.raises(TileGridError, match="nearest sides are 12 and 16"):

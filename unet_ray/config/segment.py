@@ -23,7 +23,7 @@ class SegmentSettings(Config):
     normalise: Literal["model", "volume"] = "model"
     """Grey levels by the mapping stored with the model, or by percentiles of a sample of this volume."""
     voxel_size_nm: VoxelSize | None = None
-    """Voxel size z y x in nm; None: what the volume's file tells, else the model's."""
+    """Voxel size z y x in nm; None: what the volume's file tells, the rest from the model; an output that is continued keeps its own."""
     accept_voxel_size: bool = False
     """Segment a volume whose voxel size is more than 20 % off the model's."""
 

@@ -59,8 +59,11 @@ def check_fit(config: SegmentConfig, volume: Volume, metadata: ModelMetadata) ->
 
 
 def voxel_size(config: SegmentConfig, volume: Volume, metadata: ModelMetadata) -> VoxelSize | None:
-    """Voxel size (z, y, x) in nm: the one asked for, else the volume's, else the model's."""
-    return config.voxel_size_nm or volume.voxel_size_nm or metadata.voxel_size_nm
+    """Voxel size (z, y, x) in nm: the one asked for, else the volume's; what that does not tell is the model's."""
+    told, models = config.voxel_size_nm or volume.voxel_size_nm, metadata.voxel_size_nm
+    if told is not None or models is None or volume.pixel_size_nm is None:
+        return told or models
+    return (models[0], *volume.pixel_size_nm)
 
 
 def grey_levels(config: SegmentConfig, volume: Volume, metadata: ModelMetadata) -> IntensityMap:

@@ -103,7 +103,8 @@ def open_request(config: SegmentConfig) -> Request:
     side = config.tile_px if stored is None else stored["made_with"]["tile_px"]
     tile_px = resolve_tile_px(side, volume.shape, network)
     factors = None if stored is None else tuple(triple(factor) for factor in stored["pyramid"])
-    voxel_nm = voxel_size(config, volume, metadata)
+    continued = stored is not None and config.voxel_size_nm is None
+    voxel_nm = output.voxel_size_nm() if continued else voxel_size(config, volume, metadata)
     layout = layout_for(volume.shape, tile_px, network, voxel_nm, factors, config.probability_dtype)
     job = Job(
         volume, model, intensity, output, layout, config.threshold, threads=1, gpus_each=float(config.use_gpu),
@@ -136,6 +137,10 @@ def take_over(request: Request) -> Request:
             "sources": {"volume": absolute(config.volume)},
         }
         output.set_attributes(stored)
+    if config.voxel_size_nm is not None and config.voxel_size_nm != output.voxel_size_nm():
+        output.create(layout, stored)
+        told = " ".join(f"{side:g}" for side in config.voxel_size_nm)
+        print(f"segment: the voxel size of {config.output} is {told} nm from now on", file=sys.stderr)
     return replace(request, stored=stored)
 
 

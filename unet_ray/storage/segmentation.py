@@ -15,6 +15,7 @@ from unet_ray.geometry.box import Box, Triple, triple
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.storage.fingerprint import differences
 from unet_ray.storage.ome_image import AXES, CHANNEL, VERSION, label_colours, ome_image
+from unet_ray.storage.ome_metadata import find_level
 from unet_ray.storage.owned_group import OwnedGroup
 from unet_ray.storage.probability import Dtype, likeliest_class, mask_of
 from unet_ray.storage.shards import (
@@ -27,6 +28,7 @@ from unet_ray.storage.shards import (
     put_encoded,
     put_group,
     put_new_group,
+    read_attributes,
     read_document,
     set_aside_damaged,
     shard_key,
@@ -178,9 +180,9 @@ class Segmentation(OwnedGroup):
         return {"ome": image, ATTRIBUTE: dict(attributes)}
 
     def create(self, layout: SegmentationLayout, attributes: Mapping[str, Any]) -> None:
-        """Put all metadata; shards stay as they are. The root goes first and claims the place."""
-        put_group(self.objects, "", self._root(layout, attributes))
+        """Put all metadata; shards stay as they are. The root, by which others see what is to be changed, goes last."""
         self._create_below(layout)
+        put_group(self.objects, "", self._root(layout, attributes))
 
     def _create_below(self, layout: SegmentationLayout) -> None:
         scales = [layout.scale(level) for level in layout.levels]
@@ -197,6 +199,11 @@ class Segmentation(OwnedGroup):
         for level in layout.levels:
             put_array(self.objects, str(level), layout.spec(level))
             put_array(self.objects, f"{layout.label}/{level}", layout.label_spec(level))
+
+    def voxel_size_nm(self) -> tuple[float, float, float] | None:
+        """Voxel size (z, y, x) that the metadata tell; None where they tell none."""
+        level = find_level(self.path, read_attributes(self.objects) or {})
+        return None if level is None else level.voxel_size_nm
 
     def classes(self) -> int:
         """Probabilities of a voxel: 1 is the membrane's, more are one per class; 1 where no array is there yet."""
