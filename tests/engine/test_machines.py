@@ -165,6 +165,41 @@ def test_the_config_is_read_on_the_head_of_a_cluster_that_is_joined(
     assert machines() == [Machine(4, 0), Machine(2, 1)]
 
 
+@pytest.mark.parametrize(
+    ("workers", "gpus_each", "kept"),
+    [
+        (1, 0, 2),  # the head has no CPU for work, and is kept all the same
+        (4, 0, 2),
+        (5, 0, 3),
+        (12, 0, 4),
+        (99, 0, 4),
+        (1, 0.5, 2),  # the nodes without GPUs need not be there
+        (3, 0.5, 3),
+    ],
+)
+def test_paid_nodes_are_those_that_the_workers_keep(
+    monkeypatch: pytest.MonkeyPatch, workers: int, gpus_each: float, kept: int
+) -> None:
+    from unet_ray.engine import cluster
+    from unet_ray.engine.machines import Machine
+
+    there = [Machine(4, 0), Machine(0, 0, head=True), *[Machine(4, 1)] * 2]
+    monkeypatch.setattr(cluster, "machines", lambda: there)
+    assert cluster.nodes_for(workers, 1, gpus_each) == kept
+    # A head that works is the first to get workers, for it is kept anyway.
+    monkeypatch.setattr(cluster, "machines", lambda: [Machine(4, 1), Machine(4, 1, head=True)])
+    assert cluster.nodes_for(workers, 1, gpus_each) == (1 if workers * (1 + 2 * gpus_each) <= 4 else 2)
+
+
+def test_a_head_that_works_is_counted_once(ray_cluster: None) -> None:
+    """Ray's own word for it, on a cluster of one node."""
+    from unet_ray.engine.cluster import nodes_for
+    from unet_ray.engine.machines import machines
+
+    assert [node.head for node in machines()] == [True]
+    assert nodes_for(4, 1) == nodes_for(1, 1) == nodes_for(1, 99) == 1
+
+
 def test_the_roomiest_node_is_one_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 

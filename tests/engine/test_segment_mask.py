@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import ray
 import tifffile
 
 from unet_ray.config.segment import SegmentConfig
@@ -266,8 +265,9 @@ def test_a_forecast_scales_what_is_inside_and_what_is_not_apart(
     monkeypatch.setattr(segment_forecast, "measure", measure)
     monkeypatch.setattr(segment_forecast, "on_worker", lambda job, function, *arguments: function(*arguments))
     monkeypatch.setattr(segment_forecast, "on_workers", lambda job, function, calls, node: [function(*calls[0])])
-    monkeypatch.setattr(ray, "nodes", list)
-    told = segment_forecast.forecast(plain, "float32", range(BLOCKS), 2, None, startup_seconds=30.0, after_seconds=5.0)
+    told = segment_forecast.forecast(
+        plain, "float32", range(BLOCKS), 2, 1, None, startup_seconds=30.0, after_seconds=5.0
+    )
     assert told["forecast_startup_seconds"] == 30
     assert told["forecast_seconds"] == pytest.approx(30 + told["forecast_block_seconds"] + 5, abs=0.1)
     assert told["forecast_block_seconds"] == pytest.approx(7 + BLOCKS * (50 * share + 1 - share) / 2, abs=0.1)

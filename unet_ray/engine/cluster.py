@@ -203,6 +203,16 @@ def pool_size(workers: int | None, cpus_each: int, gpus_each: float = 0, memory_
     return fitting if workers is None else min(workers, fitting)
 
 
+def nodes_for(workers: int, cpus_each: int, gpus_each: float = 0, memory_each: int = 0) -> int:
+    """Nodes that so many workers keep, those that have yet to come included, and the head, with a worker or without."""
+    kept, left = 0, workers
+    for node in sorted(machines(), key=lambda node: not node.head):
+        fitting = node.fits(cpus_each, gpus_each, memory_each)
+        if node.head or (fitting and left > 0):
+            kept, left = kept + 1, left - fitting
+    return kept
+
+
 def memory_to_ask_for(needed: int, cpus_each: int, gpus_each: float = 0) -> int:
     """Bytes that a worker asks Ray for, so that no node gets more workers than its memory holds.
 

@@ -10,6 +10,8 @@ import yaml
 
 # `ray up` leaves the cluster's config on the head, where submitted jobs run.
 GROWTH = "~/ray_bootstrap_config.yaml"
+# What Ray gives the head alone.
+HEAD = "node:__internal_head__"
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,13 @@ class Machine:
         cpus: of Ray's.
         gpus: of Ray's.
         memory: bytes that Ray may give away; 0 where that is not known, and not compared: two of a kind differ in it.
+        head: whether it is the cluster's head, which is there as long as the cluster.
     """
 
     cpus: int
     gpus: int
     memory: int = field(default=0, compare=False, repr=False)
+    head: bool = field(default=False, compare=False, repr=False)
 
     def fits(self, cpus_each: int, gpus_each: float, memory_each: int = 0) -> int:
         """Workers that fit, of so many CPUs, GPUs and bytes each.
@@ -83,4 +87,5 @@ def larger(there: list[Machine], config: dict[str, Any]) -> list[Machine]:
 
 
 def _machine(resources: dict[str, Any]) -> Machine:
-    return Machine(*(int(resources.get(name, 0)) for name in ("CPU", "GPU", "memory")))
+    cpus, gpus, memory = (int(resources.get(name, 0)) for name in ("CPU", "GPU", "memory"))
+    return Machine(cpus, gpus, memory, HEAD in resources)

@@ -13,7 +13,7 @@ from unet_ray.command import Summary
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.blocks import Outcome, run_blocks, run_length
 from unet_ray.engine.bottleneck import bottleneck
-from unet_ray.engine.cluster import cluster, memory_to_ask_for, pool_size
+from unet_ray.engine.cluster import cluster, memory_to_ask_for, nodes_for, pool_size
 from unet_ray.engine.past_runs import RunRecord
 from unet_ray.engine.pyramid import anything_missing, build_pyramid, make_masks
 from unet_ray.engine.segment_export import export_tiff
@@ -188,9 +188,10 @@ def _dry_run(request: Request, began: float) -> Summary:
             precision, rss = stored["made_with"]["precision"], stored.get("worker_rss_bytes", 0)
         memory = memory_to_ask_for(rss, request.job.threads, request.job.gpus_each)
         workers = pool_size(config.workers, request.job.threads, request.job.gpus_each, memory)
+        nodes = nodes_for(min(workers, len(todo)), request.job.threads, request.job.gpus_each, memory)
         tiff_files = len({config.tiff, config.probability_tiff} - {None})
         summary |= forecast(
-            request.job, precision, todo, workers, config.price_per_node_hour,
+            request.job, precision, todo, workers, nodes, config.price_per_node_hour,
             # Until now all was as it will be, the workers' own start apart.
             startup_seconds=time.time() - began,
             after_seconds=after_seconds(request.job.layout, todo, pool_size(None, cpus_each=1), tiff_files),

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-
 from unet_ray.engine.machines import roomiest_node
 from unet_ray.engine.mask_survey import some_of, survey
 from unet_ray.engine.process_memory import peak_rss_bytes
@@ -120,6 +118,7 @@ def forecast(
     precision: Precision,
     todo: Sequence[int],
     workers: int,
+    nodes: int,
     price_per_node_hour: float | None,
     *,
     startup_seconds: float = 0.0,
@@ -132,6 +131,7 @@ def forecast(
         precision: that it will use.
         todo: blocks that are not done, at least one.
         workers: that will take part.
+        nodes: that they keep, and the head.
         price_per_node_hour: in any currency; None: no cost is told.
         startup_seconds: until the first block.
         after_seconds: `after_seconds`.
@@ -164,10 +164,9 @@ def forecast(
         rss = max(rss, found.worker_rss_bytes)
     size = round(size * _with_levels(job.layout))
     rate, seconds_in_all = voxels / seconds / 1e6, startup_seconds + seconds + after_seconds
-    nodes = sum(bool(node["Alive"]) for node in ray.nodes())  # type: ignore[no-untyped-call]
     cost = None if price_per_node_hour is None else round(price_per_node_hour * nodes * seconds_in_all / 3600, 2)
     left_out = "" if job.mask is None else f"; {masked} of {tiles} tiles are outside the mask"
-    priced = "" if cost is None else f"; {cost:,.2f} at {price_per_node_hour:g} per node and hour"
+    priced = "" if cost is None else f"; {cost:,.2f} for {nodes} nodes at {price_per_node_hour:g} an hour each"
     print(
         f"segment: forecast: {duration(seconds_in_all)} for {voxels / 1e6:,.1f} Mvox on {workers} workers, of which "
         f"{duration(seconds)} for the blocks, {number(rate)} Mvox/s; {size / 1e6:,.1f} MB; {rss / 1e9:.2f} GB of "
