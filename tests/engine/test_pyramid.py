@@ -13,6 +13,9 @@ from unet_ray.config.network import network_config
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine import pyramid, segment_plan
 from unet_ray.engine.segment import segment
+from unet_ray.engine.segment_remainder import Remainder, remainder
+from unet_ray.engine.segment_request import open_request
+from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.numerics.downsample import downsample
 from unet_ray.storage.segmentation import MASK
@@ -204,5 +207,40 @@ def test_what_a_pyramid_will_take_is_told_by_level(monkeypatch: pytest.MonkeyPat
     pool = [pyramid.POOL_SECONDS + seconds / 2 for seconds in alone]
     assert alone[0] > pool[0]
     assert alone[-1] < pool[-1]
-    assert pyramid.pyramid_seconds(layout, 1.0, 2) == pytest.approx(sum(map(min, alone, pool)))
-    assert pyramid.pyramid_seconds(layout, 0.01, 2) == pytest.approx(0.01 * sum(alone))
+    none, blocks = BlockSet(layout.blocks.num_blocks), range(layout.blocks.num_blocks)
+    left = Remainder(above=pyramid.missing_above(None, layout, none, blocks))
+    assert {level: len(made) for level, made in left.above.items()} == {
+        level: layout.grid(level).num_blocks for level in layout.levels[1:]
+    }
+    assert left.seconds(layout, 2) == pytest.approx(sum(map(min, alone, pool)))
+    first = pyramid.missing_above(None, layout, none, range(layout.blocks.counts[1] * layout.blocks.counts[2]))
+    assert {level: len(made) for level, made in first.items()} == {
+        level: layout.grid(level).counts[1] * layout.grid(level).counts[2] for level in layout.levels[1:]
+    }
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_forecast_knows_the_levels_that_will_be_made(
+    asked: dict[str, Any],
+    output: Path,
+    shards: Callable[..., dict[str, Any]],
+    again: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Those of blocks that are to do, and those that a killed run has left out."""
+    lost = ["1/c/0/0/0", "2/c/0/0/0", "3/c/0/0/0", f"{MASK}/2/c/1/0/0"]
+    for key in lost + ["0/c/1/4/2"] * again:
+        (output / key).unlink()
+    before = shards(output)
+    told = segment(SegmentConfig(**asked, output=str(output), dry_run=True))
+    assert shards(output) == before
+    request = open_request(SegmentConfig(**asked, output=str(output)))
+    done = request.job.output.done(request.job.layout.blocks)
+    left = remainder(request, done, list(done.missing()))
+    summary = segment(SegmentConfig(**asked, output=str(output)))
+    assert sum(map(len, left.above.values())) == summary["pyramid_blocks_written"] == (6 if again else 3)
+    assert left.labels == {2: [4]}
+    assert told["forecast_seconds"] > pyramid.BLOCK_SECONDS * summary["pyramid_blocks_written"]
+    assert told["forecast_bytes"] > 0
+    if not again:
+        assert "for what is left, 1 label image, 3 blocks of lower resolution; " in capsys.readouterr().err

@@ -12,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from unet_ray.config.network import network_config
 from unet_ray.config.segment import SegmentConfig
-from unet_ray.engine import segment_forecast, segment_start, segment_worker
+from unet_ray.engine import pyramid, segment_forecast, segment_remainder, segment_start, segment_worker
 from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_forecast import Measured, measure, spread
-from unet_ray.engine.segment_plan import layout_for
+from unet_ray.engine.segment_remainder import Remainder, remainder
+from unet_ray.engine.segment_request import open_request
 from unet_ray.engine.segment_worker import Job
 from unet_ray.errors import VolumeError
+from unet_ray.geometry.block_set import BlockSet
 
 SHAPE, TILE, BLOCKS = (2, 130, 150), 32, 50
 
@@ -109,8 +110,8 @@ def test_workers_are_measured_side_by_side(
     seen: list[tuple[list[Any], list[Measured]]] = []
     at_once = segment_forecast.on_workers
 
-    def measure_and_tell(job: Job, precision: Any, blocks: list[int]) -> tuple[Measured, bool]:
-        return measure(job, precision, blocks), "ray.data" in sys.modules
+    def measure_and_tell(job: Job, precision: Any, blocks: list[int], tiff: Any) -> tuple[Measured, bool]:
+        return measure(job, precision, blocks, tiff), "ray.data" in sys.modules
 
     def spy(job: Job, function: Any, calls: list[Any], node: str | None) -> list[Measured]:
         assert node is not None
@@ -123,8 +124,8 @@ def test_workers_are_measured_side_by_side(
     monkeypatch.setattr(segment_forecast, "on_workers", spy)
     told = segment(SegmentConfig(**asked | {"workers": 3}, output=str(tmp_path / "out.zarr"), dry_run=True))
     ((calls, found),) = seen
-    measured = [block for _, _, blocks in calls for block in blocks]
-    assert [len(blocks) for _, _, blocks in calls] == [segment_forecast.MOST_BLOCKS] * 3
+    measured = [block for _, _, blocks, _ in calls for block in blocks]
+    assert [len(blocks) for _, _, blocks, _ in calls] == [segment_forecast.MOST_BLOCKS] * 3
     assert sorted(set(measured)) == spread(range(BLOCKS), 3 * segment_forecast.MOST_BLOCKS)
     per_tile = sum(one.seconds for one in found) / sum(one.tiles for one in found)
     slowest_start = max(one.startup_seconds for one in found)
@@ -152,13 +153,57 @@ def test_chosen_blocks_are_spread_and_each_once() -> None:
         assert set(chosen) <= set(range(blocks))
 
 
-def test_tiff_files_are_part_of_what_is_left_after_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("classes", [None, 3])
+def test_tiff_files_take_what_their_own_pixels_take(
+    asked: dict[str, Any],
+    tmp_path: Path,
+    write_model: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    classes: int | None,
+) -> None:
+    """Of the chosen sections' region, whatever blocks are to do; probabilities once per class."""
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    layout = layout_for(
-        (40, 250, 250), 125, network_config("default"), None
-    )  # a section is one chunk: no further levels
-    todo = range(layout.blocks.num_blocks // 2)
-    megavoxels = layout.blocks.voxels_of(todo) / 1e6
-    assert megavoxels == 1.25
-    expected = [files * segment_forecast.TIFF_MVOXEL_SECONDS * megavoxels / 4 for files in range(3)]
-    assert [segment_forecast.after_seconds(layout, todo, 2, files) for files in range(3)] == pytest.approx(expected)
+    model = write_model(tmp_path / "model", classes=classes)
+    given = asked | {"model": model, "output": f"{tmp_path}/out.zarr", "sections": ("1",), "roi": ":,10:110,50:"}
+    files = {"tiff": f"{tmp_path}/labels.tif", "probability_tiff": f"{tmp_path}/probability.tif"}
+
+    def left(**changed: Any) -> Remainder:
+        request = open_request(SegmentConfig(**given | changed))
+        return remainder(request, BlockSet(request.job.layout.blocks.num_blocks, [0]), list(request.chosen()))
+
+    layout = open_request(SegmentConfig(**given)).job.layout
+    label = "mask" if classes is None else "classes"
+    assert (left(**files).tiff, left(**files).tiff_pixels) == ((label, "probability"), 100 * 100)
+    assert not left()
+    assert left(tiff=files["tiff"])
+    page = segment_remainder.TIFF_MVOXEL_SECONDS * 0.01 / 4
+    pages = 1 + (classes or 1)
+    assert [left(**dict(list(files.items())[:n])).seconds(layout, 9) for n in range(3)] == pytest.approx(
+        [0, page, pages * page]
+    )
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_is_left_when_all_blocks_are_done_is_told(
+    asked: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = asked | {"output": f"{tmp_path}/out.zarr"}
+    files = {"tiff": f"{tmp_path}/mask.tif", "probability_tiff": f"{tmp_path}/probability.tif"}
+    new = segment(SegmentConfig(**given, **files, dry_run=True))
+    segment(SegmentConfig(**given))
+    before = sorted(path.stat().st_mtime_ns for path in Path(given["output"]).rglob("*"))
+    told = segment(SegmentConfig(**given, **files, dry_run=True, price_per_node_hour=36000.0))
+    assert "for what is left, 2 TIFF files; 0.0 MB and " in capsys.readouterr().err
+    assert "note" not in told
+    assert (told["blocks_skipped"], told["forecast_block_seconds"], told["forecast_bytes"]) == (BLOCKS, 0, 0)
+    assert told["forecast_cost"] == pytest.approx(10 * told["forecast_seconds"], abs=1)
+    labels = segment(SegmentConfig(**given | {"threshold": 0.4}, dry_run=True))
+    assert f"for what is left, {BLOCKS} label images; 0.0 MB;" in f"{capsys.readouterr().err.rstrip()};"
+    assert labels["forecast_seconds"] >= pyramid.BLOCK_SECONDS * BLOCKS
+    assert sorted(path.stat().st_mtime_ns for path in Path(given["output"]).rglob("*")) == before
+    assert not any(Path(path).exists() for path in files.values())
+    segment(SegmentConfig(**given, **files))
+    # The files are of one tile each, those that were looked at of 32 px.
+    written = sum(Path(path).stat().st_size for path in files.values())
+    assert new["forecast_tiff_bytes"] == pytest.approx(written, rel=0.4)
+    assert told["forecast_tiff_bytes"] == pytest.approx(written, rel=0.4)

@@ -16,6 +16,7 @@ from unet_ray.engine.mask_survey import MOST_BLOCKS, place_inside, some_of, surv
 from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_forecast import Measured
 from unet_ray.engine.segment_plan import probe_box
+from unet_ray.engine.segment_remainder import Remainder
 from unet_ray.engine.segment_worker import Job
 from unet_ray.errors import OutputMismatchError, VolumeError
 from unet_ray.geometry.box import Box
@@ -254,24 +255,28 @@ def test_a_forecast_scales_what_is_inside_and_what_is_not_apart(
     assert len(found.inside) + len(found.outside) == looked_at
     assert 0.2 < share < 0.8
 
-    def measure(job: Job, precision: str, blocks: list[int]) -> Measured:
+    def measure(job: Job, precision: str, blocks: list[int], tiff: tuple[str, ...]) -> Measured:
+        assert tiff == ("mask",)
         inside = set(blocks) <= set(found.inside)
         assert inside or set(blocks) <= set(found.outside)
         assert len(blocks) == 5
         # Four blocks after the first, with two tiles inside each that take 50 s; or none, and 1 s for the block.
         tiles, seconds = (8, 400.0) if inside else (0, 4.0)
-        return Measured(4, tiles, 1000, 500 if inside else 10, seconds, 7.0, 3 if inside else 2)
+        size, tiff_size = (500, 250) if inside else (10, 5)
+        return Measured(4, tiles, 1000, size, tiff_size, seconds, 7.0, 3 if inside else 2)
 
     monkeypatch.setattr(segment_forecast, "measure", measure)
     monkeypatch.setattr(segment_forecast, "on_worker", lambda job, function, *arguments: function(*arguments))
     monkeypatch.setattr(segment_forecast, "on_workers", lambda job, function, calls, node: [function(*calls[0])])
     told = segment_forecast.forecast(
-        plain, "float32", range(BLOCKS), 2, 1, None, startup_seconds=30.0, after_seconds=5.0
-    )
+        plain, "float32", (), range(BLOCKS), Remainder(tiff=("mask",), tiff_pixels=3000), workers=2,
+        startup_seconds=30.0, left_seconds=5.0,
+    )  # fmt: skip
     assert told["forecast_startup_seconds"] == 30
     assert told["forecast_seconds"] == pytest.approx(30 + told["forecast_block_seconds"] + 5, abs=0.1)
     assert told["forecast_block_seconds"] == pytest.approx(7 + BLOCKS * (50 * share + 1 - share) / 2, abs=0.1)
     assert told["forecast_bytes"] == pytest.approx(np.prod(SHAPE) * (0.5 * share + 0.01 * (1 - share)), abs=1)
+    assert told["forecast_tiff_bytes"] == pytest.approx(3000 * (0.25 * share + 0.005 * (1 - share)), abs=1)
     assert told["forecast_worker_rss_bytes"] == 3
     assert told["forecast_tiles_masked"] == round(BLOCKS * (1 - share))
 

@@ -1,7 +1,7 @@
 """What is made from stored probabilities: label images that are missing, and levels of lower resolution."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,6 @@ from unet_ray.engine.blocks import BlockWorker, Outcome, run_blocks, run_few, ru
 from unet_ray.engine.cluster import KILLED, pool_size
 from unet_ray.engine.pyramid_worker import MaskWorker, PyramidWorker
 from unet_ray.geometry.block_set import BlockSet
-from unet_ray.geometry.box import Box
 from unet_ray.geometry.tiles import BlockGrid
 from unet_ray.storage.segmentation import Segmentation, SegmentationLayout
 
@@ -18,11 +17,13 @@ from unet_ray.storage.segmentation import Segmentation, SegmentationLayout
 BLOCK_SECONDS, MVOXEL_SECONDS, POOL_SECONDS = 0.06, 0.01, 5.0
 
 
-def _missing_masks(output: Segmentation, layout: SegmentationLayout) -> Iterator[tuple[int, list[int]]]:
-    """Levels, and their blocks whose probability is there and whose labels are not."""
+def missing_masks(
+    output: Segmentation, layout: SegmentationLayout, *, anew: bool = False
+) -> Iterator[tuple[int, list[int]]]:
+    """Levels, and their blocks whose probability is there and whose labels are not, or are made anew."""
     for level in layout.levels:
         grid = layout.grid(level)
-        masked = output.done(grid, f"{layout.label}/{level}")
+        masked = BlockSet(0) if anew else output.done(grid, f"{layout.label}/{level}")
         missing = [block for block in output.done(grid, str(level)) if block not in masked]
         if missing:
             yield level, missing
@@ -30,7 +31,7 @@ def _missing_masks(output: Segmentation, layout: SegmentationLayout) -> Iterator
 
 def anything_missing(output: Segmentation, layout: SegmentationLayout) -> bool:
     """Whether `make_masks` or `build_pyramid` would do anything."""
-    return next(_missing_masks(output, layout), None) is not None or any(
+    return next(missing_masks(output, layout), None) is not None or any(
         output.ready(layout, level) for level in layout.levels[1:]
     )
 
@@ -39,7 +40,7 @@ def make_masks(output: Segmentation, layout: SegmentationLayout, threshold: floa
     """Make the masks, or label images of classes, that are missing; by level."""
     return {
         level: _on_cpus(output, partial(MaskWorker, output, layout, threshold, level), layout.grid(level), missing)
-        for level, missing in _missing_masks(output, layout)
+        for level, missing in missing_masks(output, layout)
     }
 
 
@@ -53,14 +54,39 @@ def build_pyramid(output: Segmentation, layout: SegmentationLayout, threshold: f
     return found
 
 
-def pyramid_seconds(layout: SegmentationLayout, share: float, workers: int) -> float:
-    """What `build_pyramid` takes, about, above a share of the blocks of level 0."""
-    seconds = 0.0
+def missing_above(
+    output: Segmentation | None, layout: SegmentationLayout, done: BlockSet, todo: Iterable[int]
+) -> dict[int, list[int]]:
+    """Blocks of the levels above 0 that `build_pyramid` will make when more blocks of level 0 are there; by level.
+
+    Args:
+        output: None: it is a new one.
+        layout: of it.
+        done: blocks of level 0 that are there.
+        todo: blocks that will be, made anew.
+    """
+    found: dict[int, list[int]] = {}
+    changed = set(todo)
+    there = BlockSet(done.num_blocks, [*done, *changed])
     for level in layout.levels[1:]:
-        grid = layout.grid(level)
-        alone = share * _alone_seconds(grid.num_blocks, Box.of_shape(grid.tiles.volume).voxels)
-        seconds += min(alone, _in_pool_seconds(alone, workers))
-    return seconds
+        grid, below = layout.grid(level), layout.grid(level - 1)
+        kept = BlockSet(grid.num_blocks)
+        if output is not None:
+            changed = layout.above(level, changed)
+            kept = BlockSet(grid.num_blocks, (b for b in output.done(grid, str(level)) if b not in changed))
+        missing = list(kept.missing())
+        if len(there) < below.num_blocks:
+            missing = [b for b in missing if all(c in there for c in below.blocks_touching(layout.source(level, b)))]
+        if missing:
+            found[level] = missing
+        there = BlockSet(grid.num_blocks, [*kept, *missing])
+    return found
+
+
+def seconds_for(grid: BlockGrid, todo: list[int], workers: int) -> float:
+    """What `build_pyramid` or `make_masks` takes for blocks of a level, about."""
+    alone = _alone_seconds(len(todo), grid.voxels_of(todo))
+    return min(alone, _in_pool_seconds(alone, workers))
 
 
 def _alone_seconds(blocks: int, voxels: int = 0) -> float:

@@ -13,13 +13,13 @@ from unet_ray.command import Summary
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.blocks import Outcome, run_blocks, run_length
 from unet_ray.engine.bottleneck import bottleneck
-from unet_ray.engine.cluster import cluster, memory_to_ask_for, nodes_for, pool_size
+from unet_ray.engine.cluster import cluster, memory_to_ask_for, pool_size
 from unet_ray.engine.past_runs import RunRecord
 from unet_ray.engine.pyramid import anything_missing, build_pyramid, make_masks
+from unet_ray.engine.segment_dry_run import dry_run
 from unet_ray.engine.segment_export import export_tiff
-from unet_ray.engine.segment_forecast import after_seconds, forecast
 from unet_ray.engine.segment_request import Request, open_request, take_over
-from unet_ray.engine.segment_start import begin, calibrated, probed, resolve_actors
+from unet_ray.engine.segment_start import begin, resolve_actors
 from unet_ray.engine.segment_worker import SegmentWorker
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.report.progress import Progress
@@ -75,7 +75,7 @@ def segment(config: SegmentConfig) -> Summary:
     began = time.time()
     request = open_request(config)
     if config.dry_run:
-        return _dry_run(request, began) | {"seconds": round(time.time() - began, 2)}
+        return dry_run(request, began) | {"seconds": round(time.time() - began, 2)}
     request = take_over(request)
     output, layout = request.job.output, request.job.layout
     done, chosen = output.done(layout.blocks), request.chosen()
@@ -157,45 +157,6 @@ def _summary(request: Request, made: Made, skipped: int, began: float) -> Summar
         summary["failures"] = {str(block): reason for block, reason in failed.items()}
     elif failed_above:
         summary["failures"] = failed_above
-    return summary
-
-
-def _dry_run(request: Request, began: float) -> Summary:
-    """What the chosen blocks that are not done will take, and the rest of the job; nothing is written."""
-    config, blocks, chosen, stored = request.config, request.job.layout.blocks, request.chosen(), request.stored
-    done = BlockSet(0) if stored is None else request.job.output.done(blocks)
-    todo = [block for block in chosen if block not in done]
-    summary: Summary = {
-        "status": "complete",
-        "dry_run": True,
-        "voxels": blocks.voxels_of(chosen),
-        "blocks": len(chosen),
-        "blocks_skipped": len(chosen) - len(todo),
-        "tile_px": blocks.tiles.tile[2],
-        "output": request.config.output,
-    }
-    if not todo:
-        return summary | {"note": "all blocks are done; nothing is left to forecast"}
-    with cluster():
-        request = resolve_actors(request)
-        if stored is None:
-            request, _ = calibrated(request)
-            todo = list(request.chosen())
-            summary |= {"blocks": len(todo), "tile_px": request.job.layout.blocks.tiles.tile[2]}
-            found = probed(request)
-            precision, rss = found.certificate.precision, found.rss_bytes
-        else:
-            precision, rss = stored["made_with"]["precision"], stored.get("worker_rss_bytes", 0)
-        memory = memory_to_ask_for(rss, request.job.threads, request.job.gpus_each)
-        workers = pool_size(config.workers, request.job.threads, request.job.gpus_each, memory)
-        nodes = nodes_for(min(workers, len(todo)), request.job.threads, request.job.gpus_each, memory)
-        tiff_files = len({config.tiff, config.probability_tiff} - {None})
-        summary |= forecast(
-            request.job, precision, todo, workers, nodes, config.price_per_node_hour,
-            # Until now all was as it will be, the workers' own start apart.
-            startup_seconds=time.time() - began,
-            after_seconds=after_seconds(request.job.layout, todo, pool_size(None, cpus_each=1), tiff_files),
-        )  # fmt: skip
     return summary
 
 

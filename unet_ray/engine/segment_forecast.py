@@ -1,25 +1,24 @@
 """What a segmentation will take, told from a few of its own blocks before anything is written."""
 
-import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy.typing as npt
+
 from unet_ray.engine.machines import roomiest_node
 from unet_ray.engine.mask_survey import some_of, survey
 from unet_ray.engine.process_memory import peak_rss_bytes
-from unet_ray.engine.pyramid import pyramid_seconds
+from unet_ray.engine.segment_remainder import LABELS, Remainder
 from unet_ray.engine.segment_worker import Job, SegmentWorker, on_worker, on_workers
 from unet_ray.network.predict import Precision
 from unet_ray.report.progress import duration, number
-from unet_ray.storage.segmentation import SegmentationLayout
+from unet_ray.storage.tiff import Kind, page_bytes
 
 # Of each worker: one block to warm up and some more to measure, as far as they fit into this time.
 MOST_BLOCKS, SECONDS = 5, 60.0
-# What one CPU takes to export a megavoxel. Measured.
-TIFF_MVOXEL_SECONDS = 0.04
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,7 @@ class Measured:
         tiles: that were computed; none of those outside the mask.
         voxels: of all blocks, a worker's first one included.
         bytes: of their shards.
+        tiff_bytes: of their voxels in the TIFF files that are asked for.
         seconds: of a worker, by the slowest of reading, computing and compressing, which go on side by side; summed
             over workers.
         startup_seconds: until the first block was read and computed, less what it takes later; the longest.
@@ -41,6 +41,7 @@ class Measured:
     tiles: int
     voxels: int
     bytes: int
+    tiff_bytes: int
     seconds: float
     startup_seconds: float
     worker_rss_bytes: int
@@ -53,13 +54,14 @@ class Measured:
             tiles=sum(one.tiles for one in found),
             voxels=sum(one.voxels for one in found),
             bytes=sum(one.bytes for one in found),
+            tiff_bytes=sum(one.tiff_bytes for one in found),
             seconds=sum(one.seconds for one in found),
             startup_seconds=max(one.startup_seconds for one in found),
             worker_rss_bytes=max(one.worker_rss_bytes for one in found),
         )
 
 
-def measure(job: Job, precision: Precision, blocks: Sequence[int]) -> Measured:
+def measure(job: Job, precision: Precision, blocks: Sequence[int], tiff: Sequence[Kind] = ()) -> Measured:
     """Read, compute and encode blocks as a segmentation does; the first one warms up unless it is alone."""
     import ray.data  # noqa: F401  # an actor of a pool has loaded it, and it takes memory
 
@@ -67,6 +69,7 @@ def measure(job: Job, precision: Precision, blocks: Sequence[int]) -> Measured:
     worker, grid = SegmentWorker(job, precision), job.layout.blocks
     spent: list[tuple[float, float, float]] = []
     sizes: list[int] = []
+    tiff_bytes = 0
     for block in blocks:
         marks = [time.perf_counter()]
         data = worker.read(block)
@@ -76,6 +79,7 @@ def measure(job: Job, precision: Precision, blocks: Sequence[int]) -> Measured:
         sizes.append(sum(len(shard) for shard in worker.encode(block, result).values()))
         marks.append(time.perf_counter())
         spent.append((marks[1] - marks[0], marks[2] - marks[1], marks[3] - marks[2]))
+        tiff_bytes += bytes_as_tiff(job, result, tiff)
         if time.perf_counter() - began + sum(spent[-1]) > SECONDS:
             break
     first = 1 if len(spent) > 1 else 0
@@ -88,18 +92,46 @@ def measure(job: Job, precision: Precision, blocks: Sequence[int]) -> Measured:
         tiles=tiles,
         voxels=sum(grid.write_box(block).voxels for block in blocks[: len(spent)]),
         bytes=sum(sizes),
+        tiff_bytes=tiff_bytes,
         seconds=seconds,
         startup_seconds=max(0.0, sum(spent[0]) - usual) if first else 0.0,
         worker_rss_bytes=peak_rss_bytes(),
     )
 
 
-def measure_beside(job: Job, precision: Precision, todo: Sequence[int], workers: int) -> Measured:
+def bytes_as_tiff(job: Job, probability: npt.NDArray[Any], tiff: Sequence[Kind]) -> int:
+    """What a block takes in TIFF files of these kinds, all its sections taken to be like the first one."""
+    depth: int = probability.shape[-3]
+    first, size = probability[..., :1, :, :], 0
+    for kind in tiff:
+        pages = job.layout.label_of(first, job.threshold) if kind in LABELS else first
+        size += sum(page_bytes(page, kind) for page in pages.reshape(-1, *pages.shape[-2:]))
+    return size * depth
+
+
+def measure_stored(job: Job, done: Sequence[int], tiff: Sequence[Kind]) -> Measured:
+    """The bytes of blocks that are done.
+
+    Raises:
+        VolumeError: one is damaged.
+    """
+    blocks, output, layout = spread(done), job.output, job.layout
+    size = tiff_bytes = 0
+    for block in blocks:
+        probability = output.read_block(layout, block)
+        size += sum(len(shard) for shard in output.encode(layout, block, probability, job.threshold).values())
+        tiff_bytes += bytes_as_tiff(job, probability, tiff)
+    return Measured(len(blocks), 0, layout.blocks.voxels_of(blocks), size, tiff_bytes, 0.0, 0.0, 0)
+
+
+def measure_beside(
+    job: Job, precision: Precision, todo: Sequence[int], workers: int, tiff: Sequence[Kind] = ()
+) -> Measured:
     """`measure` on as many workers of one node as will share it: one alone has its caches and memory for itself."""
     node, fitting = roomiest_node(job.threads, job.gpus_each)
     beside = max(1, min(workers, fitting, len(todo) // 2))
     chosen = spread(todo, beside * MOST_BLOCKS)
-    calls = [(job, precision, chosen[first::beside]) for first in range(beside)]
+    calls = [(job, precision, chosen[first::beside], tiff) for first in range(beside)]
     return Measured.together(on_workers(job, measure, calls, node))
 
 
@@ -116,83 +148,94 @@ def spread(todo: Sequence[int], most: int = MOST_BLOCKS) -> list[int]:
 def forecast(
     job: Job,
     precision: Precision,
+    done: Sequence[int],
     todo: Sequence[int],
+    left: Remainder,
     workers: int,
-    nodes: int,
-    price_per_node_hour: float | None,
     *,
     startup_seconds: float = 0.0,
-    after_seconds: float = 0.0,
+    left_seconds: float = 0.0,
+    nodes: int = 1,
+    price_per_node_hour: float | None = None,
 ) -> dict[str, Any]:
     """Seconds, memory, bytes and cost of the blocks that are left, and of what is made of them.
 
     Args:
         job: of the segmentation.
         precision: that it will use.
-        todo: blocks that are not done, at least one.
+        done: chosen blocks that are done; they tell of bytes where nothing is to do.
+        todo: chosen blocks that are not done.
+        left: what is made beside them.
         workers: that will take part.
-        nodes: that they keep, and the head.
-        price_per_node_hour: in any currency; None: no cost is told.
         startup_seconds: until the first block.
-        after_seconds: `after_seconds`.
+        left_seconds: what ``left`` takes.
+        nodes: that the workers keep, and the head.
+        price_per_node_hour: in any currency; None: no cost is told.
 
     Returns:
         ``forecast_seconds`` of the whole job: ``forecast_startup_seconds``, ``forecast_block_seconds`` and what the
-        pyramid and TIFF files take; ``forecast_bytes``, ``forecast_worker_rss_bytes`` and ``forecast_cost``; a line on
+        pyramid, label images and TIFF files take; ``forecast_bytes`` of the output, to which labels that are made anew
+        add none, and ``forecast_tiff_bytes``; ``forecast_worker_rss_bytes`` and ``forecast_cost``; a line on
         stderr says the same. With a mask, ``forecast_tiles_masked`` as well: of a large output told from some of its
         blocks, as all the rest is.
+
+    Raises:
+        VolumeError: a block that is done is damaged.
     """
     grid = job.layout.blocks
     tiles = sum(sum(1 for _ in grid.tiles_of(block)) for block in todo)
     voxels = grid.voxels_of(todo)
-    seconds, size, rss, masked = 0.0, 0.0, 0, 0
+    seconds, each, tiff_each, rss, masked = 0.0, 0.0, 0.0, 0, 0
     inside, shares = todo, (1.0, 1.0)
-    if job.mask is not None:
+    if job.mask is not None and todo:
         looked_at = on_worker(job, survey, job.mask, grid, some_of(todo))
         inside, shares = looked_at.inside, (looked_at.block_share, looked_at.tile_share)
         masked = round(tiles * (1 - shares[1]))
         if looked_at.outside:
-            found = measure_beside(job, precision, looked_at.outside, workers)
+            found = measure_beside(job, precision, looked_at.outside, workers, left.tiff)
             seconds += len(todo) * (1 - shares[0]) / found.blocks * found.seconds / min(workers, len(todo))
-            size += found.bytes / found.voxels * voxels * (1 - shares[0])
+            each += found.bytes / found.voxels * (1 - shares[0])
+            tiff_each += found.tiff_bytes / found.voxels * (1 - shares[0])
             rss = found.worker_rss_bytes
     if inside:
-        found = measure_beside(job, precision, inside, workers)
+        found = measure_beside(job, precision, inside, workers, left.tiff)
         seconds += found.startup_seconds
         seconds += tiles * shares[1] / found.tiles * found.seconds / min(workers, len(todo))
-        size += found.bytes / found.voxels * voxels * shares[0]
+        each += found.bytes / found.voxels * shares[0]
+        tiff_each += found.tiff_bytes / found.voxels * shares[0]
         rss = max(rss, found.worker_rss_bytes)
-    size = round(size * _with_levels(job.layout))
-    rate, seconds_in_all = voxels / seconds / 1e6, startup_seconds + seconds + after_seconds
+    if not todo:
+        found = measure_stored(job, done, left.tiff)
+        each, tiff_each = found.bytes / found.voxels, found.tiff_bytes / found.voxels
+    size, tiff_size = each * (voxels + left.voxels(job.layout)), tiff_each * left.tiff_pixels
+    seconds_in_all = startup_seconds + seconds + left_seconds
     cost = None if price_per_node_hour is None else round(price_per_node_hour * nodes * seconds_in_all / 3600, 2)
-    left_out = "" if job.mask is None else f"; {masked} of {tiles} tiles are outside the mask"
-    priced = "" if cost is None else f"; {cost:,.2f} for {nodes} nodes at {price_per_node_hour:g} an hour each"
+    what, memory = f"what is left, {left}", ""
+    if todo:
+        what = (
+            f"{voxels / 1e6:,.1f} Mvox on {workers} workers, of which {duration(seconds)} for the blocks, "
+            f"{number(voxels / seconds / 1e6)} Mvox/s"
+        )
+        memory = f"; {rss / 1e9:.2f} GB of memory per worker"
+    as_tiff = f" and {tiff_size / 1e6:,.1f} MB of TIFF" if left.tiff else ""
+    left_out = f"; {masked} of {tiles} tiles are outside the mask" if job.mask is not None and todo else ""
+    priced = (
+        ""
+        if cost is None
+        else f"; {cost:,.2f} for {nodes} node{'s' * (nodes > 1)} at {price_per_node_hour:g} an hour each"
+    )
     print(
-        f"segment: forecast: {duration(seconds_in_all)} for {voxels / 1e6:,.1f} Mvox on {workers} workers, of which "
-        f"{duration(seconds)} for the blocks, {number(rate)} Mvox/s; {size / 1e6:,.1f} MB; {rss / 1e9:.2f} GB of "
-        f"memory per worker{left_out}{priced}",
+        f"segment: forecast: {duration(seconds_in_all)} for {what}; {size / 1e6:,.1f} MB{as_tiff}{memory}{left_out}"
+        f"{priced}",
         file=sys.stderr,
     )
     return {
         "forecast_seconds": round(seconds_in_all, 1),
         "forecast_startup_seconds": round(startup_seconds, 1),
         "forecast_block_seconds": round(seconds, 1),
-        "forecast_bytes": size,
+        "forecast_bytes": round(size),
+        "forecast_tiff_bytes": round(tiff_size),
         "forecast_worker_rss_bytes": rss,
         "forecast_cost": cost,
         **({} if job.mask is None else {"forecast_tiles_masked": masked}),
     }
-
-
-def after_seconds(layout: SegmentationLayout, todo: Sequence[int], cpus: int, tiff_files: int) -> float:
-    """What is left when blocks are done, about: the pyramid, on the cluster's CPUs, and TIFF files, on the driver's."""
-    pyramid = pyramid_seconds(layout, len(todo) / layout.blocks.num_blocks, cpus)
-    return pyramid + tiff_files * TIFF_MVOXEL_SECONDS * layout.blocks.voxels_of(todo) / 1e6 / (os.cpu_count() or 1)
-
-
-def _with_levels(layout: SegmentationLayout) -> float:
-    """Voxels of all levels over those of level 0."""
-    shares = [1.0]
-    for factor in layout.factors:
-        shares.append(shares[-1] / (factor[0] * factor[1] * factor[2]))
-    return sum(shares)

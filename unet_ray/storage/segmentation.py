@@ -102,6 +102,12 @@ class SegmentationLayout:
         stop = triple([min(b * f, s) for b, f, s in zip(box.stop, factor, below, strict=True)])
         return Box(start, stop)
 
+    def above(self, level: int, blocks: Iterable[int]) -> set[int]:
+        """Blocks of a level above 0 that are made from these of the level below."""
+        grid, factor = self.grid(level), self.factors[level - 1]
+        places = map(self.grid(level - 1).position, blocks)
+        return {grid.number(triple([p // f for p, f in zip(place, factor, strict=True)])) for place in places}
+
     def spec(self, level: int = 0) -> ArraySpec:
         """Sides of a level's probability; a shard holds all classes of a block, a chunk one class."""
         label = self.label_spec(level)
@@ -330,10 +336,8 @@ class Segmentation(OwnedGroup):
         """
         changed = set(blocks)
         for level in layout.levels[1:]:
-            grid, factor = layout.grid(level), layout.factors[level - 1]
-            places = (layout.grid(level - 1).position(block) for block in changed)
-            changed = {grid.number(triple([p // f for p, f in zip(place, factor, strict=True)])) for place in places}
-            done = self.done(grid, str(level)) if changed else BlockSet(0)
+            changed = layout.above(level, changed)
+            done = self.done(layout.grid(level), str(level)) if changed else BlockSet(0)
             for block in changed:
                 if block in done:
                     self.objects.delete(layout.record(level, block))

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import product
 from math import ceil
 from pathlib import Path
 from typing import Any, Literal
@@ -95,6 +96,19 @@ def write_tiff(
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def page_bytes(rows: NDArray[Any], kind: Kind) -> int:
+    """What the pixels of a page, (y, x) as `write_tiff` reads them, take in its file; ``challenge`` does not compress.
+
+    >>> page_bytes(np.zeros((300, 300), np.uint8), "challenge")
+    360000
+    """
+    page = _convert(rows, kind)
+    if kind == "challenge":
+        return page.nbytes
+    corners = product(*(range(0, side, TILE_PX) for side in page.shape))
+    return sum(len(compress(page[y : y + TILE_PX, x : x + TILE_PX].tobytes())) for y, x in corners)
 
 
 def _bands(
