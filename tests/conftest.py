@@ -8,6 +8,7 @@ import socket
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +65,24 @@ def shared_data() -> Path:
 def shared_golden() -> Path:
     """Folder of the metrics' golden values, the ISBI-derived ones included."""
     return _shared("golden")
+
+
+@pytest.fixture
+def nobody() -> Callable[[], AbstractContextManager[None]]:
+    """``with nobody():`` without the rights of root, which no permission stops; modules must be loaded before."""
+
+    @contextmanager
+    def unprivileged() -> Iterator[None]:
+        if os.geteuid() != 0:
+            yield
+            return
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    return unprivileged
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Wrong input: exit code 2, one sentence on stderr, nothing started, nothing harmed."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,18 @@ def test_segment(segment: Job, stack: Stack, model_file: Path, class_model_file:
     assert (raw, weights) == ((tmp_path / "volume.tif").read_bytes(), model_file.read_bytes())
     assert not (tmp_path / "o.zarr").exists()
     assert (tmp_path / "file").read_text() == "x"
+
+
+def test_an_output_that_may_not_be_read(segment: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, read = tmp_path / "locked" / "o.zarr", Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.is_relative_to(output):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert_refused(segment(output=output), "segment", f"{output}/zarr.json cannot be read (Permission denied); check")
 
 
 def test_evaluate(call_job: Job, stack: Stack, labels: Path, tmp_path: Path) -> None:

@@ -229,6 +229,32 @@ def test_a_folder_without_permission(tmp_path):
         open_objects(str(tmp_path)).require_writable()
 
 
+def test_a_folder_that_may_not_be_entered(tmp_path, nobody):
+    """Below it nothing is told to be absent: a run would begin anew."""
+    objects = open_objects(str(tmp_path / "locked" / "out.zarr"))
+    objects.put("a/b", b"content")
+    (tmp_path / "locked").chmod(0)
+    asking = [objects.get, objects.size, lambda key: objects.get_part(key, 0, 2), lambda key: keys(objects)]
+    with nobody():
+        for ask in asking:
+            with pytest.raises(
+                VolumeError, match=r"^/\S+ cannot be read \(Permission denied\); check the disk and who"
+            ):
+                ask("a/b")
+        for change in (objects.delete, lambda key: objects.rename(key, "c")):
+            with pytest.raises(TargetError, match=r"cannot be written \(Permission denied\); choose a folder"):
+                change("a/b")
+    (tmp_path / "locked").chmod(0o700)
+    assert objects.get("a/b") == b"content"
+
+
+def test_a_folder_in_an_objects_place(tmp_path):
+    objects = open_objects(str(tmp_path))
+    objects.put("a/b", b"content")
+    with pytest.raises(VolumeError, match=r"/a cannot be read \(Is a directory\)"):
+        objects.get("a")
+
+
 def test_a_put_is_readable_by_others(tmp_path):
     open_objects(str(tmp_path)).put("a", b"")
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644

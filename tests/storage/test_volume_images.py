@@ -159,6 +159,47 @@ def test_folders_that_are_no_volume(tmp_path, make, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sections_that_are_not_there_are_never_left_out(tmp_path, suffix, nobody):
+    save_sections(tmp_path, np.zeros((3, 5, 5), np.uint8), suffix)
+    section = tmp_path / f"section1{suffix}"
+    both = (str(tmp_path), f"{tmp_path}/*{suffix}")
+    assert [open_volume(path).shape for path in both] == [(3, 5, 5)] * 2
+
+    def refused(said, *paths):
+        for path in paths:
+            with pytest.raises(VolumeError, match=f"^cannot (read|find) {said}$"):
+                open_volume(path)
+
+    section.chmod(0)
+    tmp_path.chmod(0o755)
+    with nobody():
+        # To root's tests the folder above is closed as well, in which a glob finds nothing.
+        refused(r"\S+: permission denied; ask for read access to it", str(tmp_path), str(section))
+    section.unlink()
+    section.symlink_to(tmp_path / "gone")
+    refused(f"{section}: the link leads nowhere; mend it, for sections are not skipped", *both)
+    refused(f"{section}: it is a link to {tmp_path}/gone, which is not there; mend the link", str(section))
+    section.unlink()
+    section.mkdir()
+    refused(f"{section}: it is a folder and no image; rename it or move it elsewhere", str(tmp_path))
+    assert open_volume(both[1]).shape == (2, 5, 5)
+
+
+def test_a_volume_in_a_folder_that_may_not_be_entered(tmp_path, nobody):
+    (tmp_path / "locked" / "below").mkdir(parents=True)
+    save_sections(tmp_path / "locked" / "below", np.zeros((2, 5, 5), np.uint8), ".tif")
+    assert open_volume(f"{tmp_path}/locked/below").shape == (2, 5, 5)
+    (tmp_path / "locked").chmod(0)
+    with nobody():
+        for path in (tmp_path / "locked", tmp_path / "locked" / "a.tif", tmp_path / "locked" / "below" / "a.tif"):
+            with pytest.raises(
+                VolumeError, match=f"^cannot read {path}: permission denied; ask for read access to it$"
+            ):
+                open_volume(str(path))
+    (tmp_path / "locked").chmod(0o700)
+
+
 def test_glob_of_something_else(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(VolumeError, match=r"a\.txt is neither \.tif, \.tiff nor \.png; give a pattern"):

@@ -160,7 +160,7 @@ def segmentation_at(path: str) -> Segmentation | None:
     try:
         segmentation = Segmentation(re.sub(rf"(/({MASK}|{CLASSES}))?(/\d+)?/*$", "", path))
         return None if segmentation.attributes() is None else segmentation
-    except (OutputMismatchError, OSError):
+    except OutputMismatchError:
         return None  # another's zarr, or a file
 
 

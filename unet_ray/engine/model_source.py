@@ -1,6 +1,6 @@
 """Model files at paths and URLs."""
 
-from unet_ray.errors import ModelFileError
+from unet_ray.errors import ModelFileError, VolumeError
 from unet_ray.storage.objects import open_objects
 
 
@@ -9,14 +9,15 @@ def read_model_file(path: str) -> bytes:
 
     Raises:
         ModelFileError: there is none.
+        VolumeError: it cannot be read.
     """
     folder, slash, name = path.rstrip("/").rpartition("/")
     try:
         data = open_objects(folder or slash or ".").get(name)
-    except IsADirectoryError:
-        raise ModelFileError(f"{path} is a folder; give the model.safetensors in it") from None
-    except OSError as error:
-        raise ModelFileError(f"model file {path} cannot be read ({error}); check its permissions") from error
+    except VolumeError as error:
+        if isinstance(error.__cause__, IsADirectoryError):
+            raise ModelFileError(f"{path} is a folder; give the model.safetensors in it") from None
+        raise
     if data is None:
         raise ModelFileError(f"there is no model file at {path}; give the model.safetensors of a training run")
     return data

@@ -66,7 +66,7 @@ class Objects(ABC):
         """The object's bytes, or None where there is none.
 
         Raises:
-            VolumeError: the store does not answer, like `size` and `list`.
+            VolumeError: the disk refuses, or the store does not answer, like `size` and `list`.
         """
 
     @abstractmethod
@@ -185,6 +185,8 @@ class LocalObjects(Objects):
             return (self.root / key).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise _unreadable(self.root / key, error) from error
 
     def get_part(self, key: str, offset: int, length: int) -> bytes | None:
         try:
@@ -197,17 +199,23 @@ class LocalObjects(Objects):
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            why = f"{self.root / key} cannot be read ({error.strerror or error})"
-            raise VolumeError(f"{why}; check the disk and who may read from it") from error
+            raise _unreadable(self.root / key, error) from error
 
     def size(self, key: str) -> int | None:
         try:
             return (self.root / key).stat().st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise _unreadable(self.root / key, error) from error
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        for folder, _, names in os.walk(self.root / prefix):
+        def refuse(error: OSError) -> None:
+            # What may not be entered would look empty.
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise _unreadable(error.filename, error) from error
+
+        for folder, _, names in os.walk(self.root / prefix, onerror=refuse):
             for name in names:
                 if name.startswith(UNLISTED):
                     continue
@@ -216,15 +224,23 @@ class LocalObjects(Objects):
                     status = os.stat(path)
                 except FileNotFoundError:
                     continue
+                except OSError as error:
+                    raise _unreadable(path, error) from error
                 key = os.path.relpath(path, self.root).replace(os.sep, "/")
                 yield ObjectInfo(key, status.st_size, str(status.st_mtime_ns))
 
     def delete(self, key: str) -> None:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            (self.root / key).unlink()
+        try:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                (self.root / key).unlink()
+        except OSError as error:
+            raise TargetError(_why_unwritable(self.root, error)) from error
 
     def rename(self, key: str, new_key: str) -> None:
-        os.replace(self.root / key, self.root / new_key)
+        try:
+            os.replace(self.root / key, self.root / new_key)
+        except OSError as error:
+            raise TargetError(_why_unwritable(self.root, error)) from error
 
     def zarr_store(self) -> Any:
         from zarr.storage import LocalStore
@@ -253,6 +269,11 @@ def is_full(error: BaseException) -> bool:
     """Whether an object could not be put because the disk, or what this user may have of it, is full."""
     why = error.__cause__
     return isinstance(error, TargetError) and isinstance(why, OSError) and why.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _unreadable(path: Path | str, error: OSError) -> VolumeError:
+    why = f"{path} cannot be read ({error.strerror or error})"
+    return VolumeError(f"{why}; check the disk and who may read from it")
 
 
 def _why_unwritable(root: Path, error: OSError) -> str:

@@ -1,6 +1,7 @@
 """Volumes: stacks of images opened lazily, read box by box, mirrored at their border."""
 
 import difflib
+import errno
 import glob
 import hashlib
 import os
@@ -235,15 +236,25 @@ def _open(path: str, array: str | None) -> Volume:
             from unet_ray.storage.volume_images import open_folder
 
             return open_folder(path, where)
-        if os.path.exists(where):
+        if _is_there(where):
             return _open_file(path, where)
-    except PermissionError as error:
-        raise VolumeError(f"cannot read {path}: permission denied; ask for read access to it") from error
-    if glob.has_magic(where):
-        from unet_ray.storage.volume_images import open_glob
+        if glob.has_magic(where):
+            from unet_ray.storage.volume_images import open_glob
 
-        return open_glob(path, where)
-    raise VolumeError(_missing(path, where))
+            return open_glob(path, where)
+        missing = _missing(path, where)
+    except OSError as error:
+        raise VolumeError(_refused(path, error)) from error
+    raise VolumeError(missing)
+
+
+def _is_there(where: str) -> bool:
+    """Unlike `os.path.exists`, says so where a folder on the way may not be entered."""
+    try:
+        os.stat(where)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    return True
 
 
 def _open_file(path: str, where: str) -> Volume:
@@ -265,7 +276,23 @@ def _open_tiff(path: str, where: str) -> Volume:
     return TiffVolume(path, where)
 
 
+def _refused(path: str, error: OSError) -> str:
+    """The sentence for a volume of which the system does not give a file."""
+    match error.errno:
+        case errno.EACCES | errno.EPERM:
+            why = "permission denied; ask for read access to it"
+        case errno.ENOENT:
+            why = "the link leads nowhere; mend it, for sections are not skipped"
+        case errno.EISDIR:
+            why = "it is a folder and no image; rename it or move it elsewhere"
+        case _:
+            why = f"{error.strerror or error}; check the file and its disk"
+    return f"cannot read {error.filename or path}: {why}"
+
+
 def _missing(path: str, where: str) -> str:
+    if os.path.islink(where):
+        return f"cannot find {path}: it is a link to {os.readlink(where)}, which is not there; mend the link"
     folder = Path(where).parent
     if not folder.is_dir():
         return f"cannot find {path}: the folder {folder} is not there; check the path"

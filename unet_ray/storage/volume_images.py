@@ -60,7 +60,8 @@ def open_glob(path: str, pattern: str) -> Volume:
     Raises:
         VolumeError: no match, or as `open_files`.
     """
-    files = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)), key=natural_key)
+    # Folders are what `**` goes through; a link that leads nowhere is a lost section.
+    files = sorted((name for name in glob.glob(pattern, recursive=True) if not os.path.isdir(name)), key=natural_key)
     if not files:
         raise VolumeError(f"no file matches {path}; check the pattern, and quote it for the shell")
     return open_files(path, files)
