@@ -13,6 +13,7 @@ from unet_ray.engine.segment_plan import (
     layout_for,
     probe_box,
     resolve_tile_px,
+    tile_sides,
 )
 from unet_ray.errors import TileGridError
 from unet_ray.geometry.box import Box
@@ -41,6 +42,24 @@ def test_the_papers_tile_side_is_refused_with_the_nearest_two():
     assert resolve_tile_px(384, (30, 512, 512), PAPER) == 384
 
 
+def test_a_side_without_a_divisor_for_chunks_is_refused_and_never_chosen():
+    """514 = 2 x 257: chunks of 2 px, half a million in a shard of 8 sections of 4 such tiles."""
+    shallow = network_config("default", depth=2)
+    assert pooling_factor(layers(shallow)) == 2
+    said = r"^tile side 514 has no divisor between 2 and 256, .* chunks of 2 px.* the nearest sides are 512 and 516$"
+    with pytest.raises(TileGridError, match=said):
+        resolve_tile_px(514, (30, 2000, 2000), shallow)
+    with pytest.raises(TileGridError, match=r"515 is not a multiple .* the nearest sides are 512 and 516$"):
+        resolve_tile_px(515, (30, 2000, 2000), shallow)
+    assert resolve_tile_px(250, (30, 2000, 2000), shallow) == 250
+    sides = tile_sides((30, 2000, 2000), 2)
+    assert (sides[0], sides[-1], 512 in sides, 514 in sides) == (2, 1024, True, False)
+    assert min(layout_for((30, 2000, 2000), side, shallow, None).chunk[1] for side in sides if side > 256) >= 64
+    # The paper's networks lose none.
+    assert tile_sides((30, 2000, 2000), 16) == list(range(16, 1025, 16))
+    assert resolve_tile_px("auto", (1, 514, 514), shallow) != 514
+
+
 @settings(max_examples=60, deadline=None)
 @given(volumes, networks)
 @example((1, 1, 1), PAPER)
@@ -54,7 +73,8 @@ def test_auto_computes_the_fewest_pixels(volume, network):
     assert side % factor == 0
     assert side <= LARGEST_TILE_PX
     assert is_legal(layers(network), side + 2 * halo)
-    assert computed(side) == min(computed(other) for other in range(factor, LARGEST_TILE_PX + 1, factor))
+    every = tile_sides((1, LARGEST_TILE_PX, LARGEST_TILE_PX), factor)
+    assert computed(side) == min(computed(other) for other in every)
 
 
 @settings(max_examples=60, deadline=None)

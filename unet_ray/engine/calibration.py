@@ -84,12 +84,12 @@ def calibrate(
                     raise
                 break
         if not fits:
-            possible = range(possible.start, side, factor)
+            possible = [smaller for smaller in possible if smaller < side]
             break
         if least / max(measured.values()) < WORTH_SECONDS:
             break
     if tile_px is not None:
-        possible = range(tile_px, tile_px + 1)
+        possible = [tile_px]
     found = choose(measured, volume, possible, halo)
     return found if tiles_at_once is None else replace(found, tiles_at_once=tiles_at_once)
 

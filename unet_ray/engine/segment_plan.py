@@ -1,5 +1,7 @@
 """How a volume is cut for a network: tile side, halo, blocks, chunks."""
 
+import itertools
+
 from unet_ray.config.base import VoxelSize
 from unet_ray.config.network import NetworkConfig, layers
 from unet_ray.errors import TileGridError
@@ -24,26 +26,50 @@ def resolve_tile_px(asked: int | str, volume: Triple, network: NetworkConfig) ->
     """Tile side: the one asked for, or the one with the fewest pixels to compute.
 
     Raises:
-        TileGridError: the side is not a multiple of the pooling factor.
+        TileGridError: the side is not a multiple of the pooling factor, or has no divisor for chunks.
     """
     listed = layers(network)
     factor, halo = pooling_factor(listed), halo_px(listed)
-    if isinstance(asked, int):
-        if asked % factor:
-            below, above = asked // factor * factor, -(-asked // factor) * factor
-            nearest = f"{below} and {above}" if below else str(above)
-            raise TileGridError(
-                f"tile side {asked} is not a multiple of the pooling factor {factor}, so tiles would not match a "
-                f"prediction made in one piece; with halo {halo} the nearest sides are {nearest}"
-            )
+    if not isinstance(asked, int):
+        return min(tile_sides(volume, factor), key=lambda side: (computed_px(volume, side, halo), side))
+    if asked % factor:
+        why = (
+            f"is not a multiple of the pooling factor {factor}, so tiles would not match a prediction made in one piece"
+        )
+    elif not _has_chunks(asked):
+        why = (
+            f"has no divisor between {chunk_px(asked)} and {LARGEST_CHUNK_PX}, so that the output would be cut into "
+            f"chunks of {chunk_px(asked)} px, too many to store and to look at"
+        )
+    else:
         return asked
-    return min(tile_sides(volume, factor), key=lambda side: (computed_px(volume, side, halo), side))
+    below = next((side for side in range(asked // factor * factor, 0, -factor) if _has_chunks(side)), None)
+    above = next(side for side in itertools.count(-(-asked // factor) * factor, factor) if _has_chunks(side))
+    nearest = f"{below} and {above}" if below else str(above)
+    raise TileGridError(f"tile side {asked} {why}; with halo {halo} the nearest sides are {nearest}")
 
 
-def tile_sides(volume: Triple, factor: int) -> range:
-    """Sides of a tile that a volume can be cut into: multiples of the pooling factor, none larger than it needs."""
+def tile_sides(volume: Triple, factor: int) -> list[int]:
+    """Sides of a tile that a volume can be cut into, ascending, none larger than it needs.
+
+    Multiples of the pooling factor that can be cut into chunks.
+    """
     largest = min(LARGEST_TILE_PX, -(-max(volume[1:]) // factor) * factor)
-    return range(factor, largest + 1, factor)
+    return [side for side in range(factor, largest + 1, factor) if _has_chunks(side)]
+
+
+def chunk_px(tile_px: int) -> int:
+    """Side of a chunk: the largest that divides a tile's.
+
+    >>> chunk_px(200), chunk_px(768), chunk_px(514)
+    (200, 256, 2)
+    """
+    return max(side for side in range(1, min(tile_px, LARGEST_CHUNK_PX) + 1) if tile_px % side == 0)
+
+
+def _has_chunks(tile_px: int) -> bool:
+    """Whether a tile is cut into chunks of at least a quarter of the largest side, or is one."""
+    return 4 * chunk_px(tile_px) >= min(tile_px, LARGEST_CHUNK_PX)
 
 
 def computed_px(volume: Triple, side: int, halo: int) -> int:
@@ -81,7 +107,7 @@ def layout_for(
         if classes * depth * (side * tile_px) ** 2 > BLOCK_VOXELS or larger.num_blocks < FEWEST_BLOCKS:
             break
         blocks = larger
-    chunk = max(side for side in range(1, min(tile_px, LARGEST_CHUNK_PX) + 1) if tile_px % side == 0)
+    chunk = chunk_px(tile_px)
     levels = pyramid_factors(volume, voxel_size_nm) if factors is None else factors
     return SegmentationLayout(blocks, (1, chunk, chunk), voxel_size_nm, levels, classes, dtype)
 

@@ -100,8 +100,7 @@ def open_request(config: SegmentConfig) -> Request:
     }
     expected = asked.keys() - ({"volume"} if config.accept_changed_volume else set())
     stored = None if config.overwrite else output.refuse_other({"mask": None} | {key: asked[key] for key in expected})
-    side = config.tile_px if stored is None else stored["made_with"]["tile_px"]
-    tile_px = resolve_tile_px(side, volume.shape, network)
+    tile_px = stored["made_with"]["tile_px"] if stored else resolve_tile_px(config.tile_px, volume.shape, network)
     factors = None if stored is None else tuple(triple(factor) for factor in stored["pyramid"])
     continued = stored is not None and config.voxel_size_nm is None
     voxel_nm = output.voxel_size_nm() if continued else voxel_size(config, volume, metadata)
