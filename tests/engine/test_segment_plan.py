@@ -63,6 +63,7 @@ def test_a_side_without_a_divisor_for_chunks_is_refused_and_never_chosen():
 @settings(max_examples=60, deadline=None)
 @given(volumes, networks)
 @example((1, 1, 1), PAPER)
+@example((1, 521, 637), network_config("default", depth=2))
 def test_auto_computes_the_fewest_pixels(volume, network):
     factor, halo = pooling_factor(layers(network)), halo_px(layers(network))
 

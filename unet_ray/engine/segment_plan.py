@@ -50,12 +50,12 @@ def resolve_tile_px(asked: int | str, volume: Triple, network: NetworkConfig) ->
 
 
 def tile_sides(volume: Triple, factor: int) -> list[int]:
-    """Sides of a tile that a volume can be cut into, ascending, none larger than it needs.
+    """Sides of a tile that a volume can be cut into, ascending: multiples of the pooling factor that have chunks.
 
-    Multiples of the pooling factor that can be cut into chunks.
+    The last is the first that takes a whole section, or the largest there is.
     """
-    largest = min(LARGEST_TILE_PX, -(-max(volume[1:]) // factor) * factor)
-    return [side for side in range(factor, largest + 1, factor) if _has_chunks(side)]
+    whole = next(side for side in itertools.count(-(-max(volume[1:]) // factor) * factor, factor) if _has_chunks(side))
+    return [side for side in range(factor, min(LARGEST_TILE_PX, whole) + 1, factor) if _has_chunks(side)]
 
 
 def chunk_px(tile_px: int) -> int:
