@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from unet_ray.engine.blocks import BlockWorker
+from unet_ray.engine.block_work import BlockWorker
 from unet_ray.geometry.box import Triple
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.storage.objects import open_objects

@@ -1,10 +1,8 @@
-"""The loop over blocks: order and errors without Ray, dying processes with it."""
+"""The pool of workers over blocks, with Ray: dying and hanging processes, full disks, other code."""
 
-import errno
 import os
 import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,187 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from ray import cloudpickle
 
+from tests.engine import block_counting
+from tests.engine.block_counting import Counting, Full
 from unet_ray.engine import blocks
-from unet_ray.engine.blocks import STAGES as STAGES_OF_ROWS
-from unet_ray.engine.blocks import TRIES, Outcome, run_blocks, run_few, work_through
-from unet_ray.errors import ConfigError, TargetError, UnetRayError, VolumeError
+from unet_ray.engine.block_work import work_through
+from unet_ray.engine.blocks import Outcome, run_blocks, run_few
+from unet_ray.errors import ConfigError, TargetError, UnetRayError
 from unet_ray.geometry.block_set import BlockSet
 
-# Actors get the workers below by value: pytest's name of this module is none that they could import.
-cloudpickle.register_pickle_by_value(sys.modules[__name__])
-
-STAGES = ("read", "compute", "encode", "write")
-
-
-class Counting:
-    """Fails stage s of block b as often as ``fails[s, b]`` says; keeps what it did."""
-
-    def __init__(self, fails: dict[tuple[str, int], int], there: Iterable[int] = ()) -> None:
-        self.left, self.there = Counter(fails), set(there)
-        self.calls = Counter[tuple[str, int]]()
-        self.written: dict[int, int] = {}
-
-    def _enter(self, stage: str, block: int) -> None:
-        self.calls[stage, block] += 1
-        if self.left[stage, block] > 0:
-            self.left[stage, block] -= 1
-            raise VolumeError(f"block {block} does not {stage}")
-
-    def is_done(self, block: int) -> bool:
-        return block in self.there
-
-    def read(self, block: int) -> int:
-        self._enter("read", block)
-        return 10 * block
-
-    def compute(self, block: int, data: int) -> int:
-        assert data == 10 * block
-        self._enter("compute", block)
-        return data + 1
-
-    def encode(self, block: int, result: int) -> str:
-        self._enter("encode", block)
-        return str(result)
-
-    def write(self, block: int, encoded: str) -> int:
-        self._enter("write", block)
-        self.written[block] = int(encoded)
-        return 7
-
-
-def plain_loop(worker: Counting, blocks: Iterable[int]) -> dict[int, str]:
-    """Error of each block, one after the other, each tried `TRIES` times."""
-    errors = {}
-    for block in blocks:
-        for _ in range(TRIES):
-            try:
-                worker.write(block, worker.encode(block, worker.compute(block, worker.read(block))))
-            except VolumeError as error:
-                errors[block] = str(error)
-            else:
-                errors[block] = ""
-                break
-    return errors
-
-
-def compare_with_plain_loop(fails: dict[tuple[str, int], int], blocks: list[int]) -> list[dict[str, Any]]:
-    worker, plain = Counting(fails), Counting(fails)
-    rows = list(work_through(worker, blocks))
-    errors = plain_loop(plain, blocks)
-    assert [row["block"] for row in rows] == blocks
-    assert {row["block"]: row["error"] for row in rows} == errors
-    assert all(row["ok"] == (not row["error"]) and row["units"] == (7 if row["ok"] else 0) for row in rows)
-    assert worker.written == plain.written
-    assert worker.calls == plain.calls
-    return rows
-
-
-@pytest.mark.parametrize("times", [1, 2, 3, 9])
-@pytest.mark.parametrize("place", [0, 2, 4])
-@pytest.mark.parametrize("stage", STAGES)
-def test_an_error_anywhere_ends_as_in_the_plain_loop(stage: str, place: int, times: int) -> None:
-    rows = compare_with_plain_loop({(stage, 30 + place): times}, list(range(30, 35)))
-    failed = [row["block"] for row in rows if not row["ok"]]
-    assert failed == ([30 + place] if times >= TRIES else [])
-    assert rows[place]["error"] == (f"block {30 + place} does not {stage}" if failed else "")
-
-
-@given(
-    st.dictionaries(st.tuples(st.sampled_from(STAGES), st.integers(0, 5)), st.integers(1, 4), max_size=10),
-    st.integers(0, 6),
-)
-def test_any_errors_end_as_in_the_plain_loop(fails: dict[tuple[str, int], int], blocks: int) -> None:
-    compare_with_plain_loop(fails, list(range(blocks)))
-
-
-def test_foreign_errors_are_named_with_their_kind() -> None:
-    class Broken(Counting):
-        def compute(self, block: int, data: int) -> int:
-            raise KeyError("two\nlines")
-
-    (row,) = work_through(Broken({}), [3])
-    assert row["error"] == "KeyError: 'two\\nlines'"
-
-
-def test_what_an_earlier_try_finished_is_left_out() -> None:
-    worker = Counting({}, there=[4, 5, 7])
-    rows = list(work_through(worker, range(4, 9)))
-    assert sorted(row["block"] for row in rows) == [4, 5, 6, 7, 8]
-    assert all(row["ok"] for row in rows)
-    assert sorted(worker.written) == [6, 8]
-    # Without the first block's record nobody was here before, and nothing more is asked for.
-    worker = Counting({}, there=[5])
-    list(work_through(worker, range(4, 6)))
-    assert sorted(worker.written) == [4, 5]
-
-
-def test_reads_one_ahead_and_writes_one_behind() -> None:
-    """Each stage waits for another block's stage, so that a plain loop would time out."""
-    started = {(stage, block): threading.Event() for stage in STAGES for block in range(4)}
-    most_ahead = 0
-
-    class Waiting(Counting):
-        def _enter(self, stage: str, block: int) -> None:
-            nonlocal most_ahead
-            started[stage, block].set()
-            if stage == "read":
-                most_ahead = max(most_ahead, block - sum(started["compute", b].is_set() for b in range(4)))
-            awaited = {"compute": ("read", block + 1), "write": ("compute", block + 1)}.get(stage)
-            if awaited in started and not started[awaited].wait(10):
-                raise TimeoutError(f"{stage} {block} waited for {awaited}")
-
-    rows = list(work_through(Waiting({}), range(4)))
-    assert [row["error"] for row in rows] == [""] * 4
-    assert set(STAGES_OF_ROWS) <= rows[0].keys()
-    assert most_ahead <= 1
-
-
-def test_what_computing_waited_for_is_told() -> None:
-    class Slow(Counting):
-        def read(self, block: int) -> int:
-            time.sleep(0.1)
-            return super().read(block)
-
-        def encode(self, block: int, result: int) -> str:
-            time.sleep(0.3)
-            return super().encode(block, result)
-
-    rows = list(work_through(Slow({}), range(3)))
-    assert all(0.1 <= row["read"] < 0.3 <= row["compress"] and row["compute"] < 0.1 > row["write"] for row in rows)
-    # Nothing was read or written ahead of the first block; the others' input came while output was compressed.
-    assert rows[0]["wait_for_read"] > 0.09 > rows[2]["wait_for_read"]
-    assert rows[2]["wait_for_write"] > 0.29
-
-
-class Full(Counting):
-    """Has room for so many blocks."""
-
-    def __init__(self, room: int, number: int = errno.ENOSPC) -> None:
-        super().__init__({})
-        self.room, self.number = room, number
-
-    def write(self, block: int, encoded: str) -> int:
-        if len(self.written) == self.room:
-            error = OSError(self.number, os.strerror(self.number))
-            raise TargetError(f"out cannot be written ({error.strerror})") from error
-        return super().write(block, encoded)
-
-
-@pytest.mark.parametrize(("number", "full"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)])
-def test_nothing_more_is_computed_where_nothing_can_be_put(number: int, full: bool) -> None:
-    worker = Full(4, number)
-    rows = list(work_through(worker, range(10)))
-    assert [row["block"] for row in rows] == list(range(10))
-    assert [row["ok"] for row in rows] == [True] * 4 + [False] * 6
-    assert {(row["full"], row["error"]) for row in rows[4:]} == {
-        (full, f"out cannot be written ({os.strerror(number)})")
-    }
-    computed = sum(count for (stage, _), count in worker.calls.items() if stage == "compute")
-    assert computed == (6 if full else 4 + 6 * TRIES)  # one while the fifth was being written
+# Actors get the workers by value: these modules' names are none that they could import.
+for module in (sys.modules[__name__], block_counting):
+    cloudpickle.register_pickle_by_value(module)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -429,21 +259,3 @@ def test_a_cluster_without_a_node_is_waited_for(
     assert patiences == [20 * 880] * (stalls if ends else stalls + 1)
     said = capsys.readouterr().err
     assert said.count("no node is there with 1 CPU and 0 GPU for a worker; waiting for one") == there.count(0)
-
-
-class Telling(Counting):
-    """Counts what it computes."""
-
-    def counts(self, block: int) -> dict[str, int]:
-        assert block in self.written
-        return {"computed": self.calls["compute", block], "odd": block % 2}
-
-
-def test_counts_are_of_blocks_that_were_written() -> None:
-    worker = Telling({("encode", 1): 1, ("compute", 3): 9}, there=[0])
-    outcome, done = Outcome(), BlockSet(6, [5])
-    for row in work_through(worker, range(6)):
-        outcome.take(row, done)
-    assert list(outcome.failures) == [3]
-    # Block 0 was there, 5 had been counted before, 1 was computed twice.
-    assert outcome.counts == {"computed": 1 + 2 + 1, "odd": 1}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from unet_ray.engine.blocks import STAGES
+from unet_ray.engine.block_work import STAGES
 from unet_ray.engine.past_runs import RUNS, PastRuns, RunRecord, past_runs
 from unet_ray.engine.train import _seconds_before
 from unet_ray.errors import TargetError

@@ -16,7 +16,7 @@ from tests.shipped import shipped
 from unet_ray.config.augment import AugmentConfig
 from unet_ray.engine.augment_plan import prepare
 from unet_ray.engine.augment_worker import AugmentWorker
-from unet_ray.engine.blocks import work_through
+from unet_ray.engine.block_work import work_through
 from unet_ray.engine.pyramid_worker import MaskWorker, PyramidWorker
 from unet_ray.engine.segment_plan import layout_for
 from unet_ray.engine.segment_worker import Job, SegmentWorker

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from unet_ray.engine.blocks import STAGES
+from unet_ray.engine.block_work import STAGES
 
 # From here on the computing itself is what the run consists of.
 COMPUTE_BOUND = 0.8

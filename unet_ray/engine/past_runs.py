@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from unet_ray.engine.blocks import STAGES, Outcome
+from unet_ray.engine.block_work import STAGES
+from unet_ray.engine.blocks import Outcome
 from unet_ray.errors import InputError
 from unet_ray.storage.objects import Objects
 

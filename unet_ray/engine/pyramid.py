@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from unet_ray.engine.blocks import BlockWorker, Outcome, run_blocks, run_few, run_length
+from unet_ray.engine.block_work import BlockWorker
+from unet_ray.engine.blocks import Outcome, run_blocks, run_few, run_length
 from unet_ray.engine.cluster import KILLED, pool_size
 from unet_ray.engine.pyramid_worker import MaskWorker, PyramidWorker
 from unet_ray.geometry.block_set import BlockSet
