@@ -1,24 +1,28 @@
 """What a segmentation will take, told from a few of its own blocks before anything is written."""
 
+import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
 
+from unet_ray.engine.block_input import BlockInput
+from unet_ray.engine.block_work import work_through
 from unet_ray.engine.machines import roomiest_node
 from unet_ray.engine.mask_survey import some_of, survey
-from unet_ray.engine.process_memory import peak_rss_bytes
 from unet_ray.engine.segment_remainder import LABELS, Remainder
 from unet_ray.engine.segment_worker import Job, SegmentWorker, on_worker, on_workers
 from unet_ray.network.predict import Precision
 from unet_ray.report.progress import duration, number
+from unet_ray.storage.shards import Encoded
 from unet_ray.storage.tiff import Kind, page_bytes
 
-# Of each worker: one block to warm up and some more to measure, as far as they fit into this time.
-MOST_BLOCKS, SECONDS = 5, 60.0
+# Of each worker: two blocks to warm up and some more to measure, as far as they fit into this time.
+MOST_BLOCKS, SECONDS = 6, 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,7 @@ class Measured:
         voxels: of all blocks, a worker's first one included.
         bytes: of their shards.
         tiff_bytes: of their voxels in the TIFF files that are asked for.
-        seconds: of a worker, by the slowest of reading, computing and compressing, which go on side by side; summed
-            over workers.
+        seconds: of a worker, reading, computing and compressing side by side; summed over workers.
         startup_seconds: until the first block was read and computed, less what it takes later; the longest.
         worker_rss_bytes: memory of a worker, the largest.
     """
@@ -61,41 +64,84 @@ class Measured:
         )
 
 
+class _Rehearsal(SegmentWorker):
+    """Does blocks as a segmentation does, all stages beside each other, but counts what it would put."""
+
+    def __init__(self, job: Job, precision: Precision, tiff: Sequence[Kind]) -> None:
+        super().__init__(job, precision)
+        self.tiff, self.bytes, self.tiff_bytes = tiff, 0, 0
+        self.computed = dict[int, float]()
+        self.error: Exception | None = None
+
+    def is_done(self, block: int) -> bool:
+        return False
+
+    def read(self, block: int) -> BlockInput:
+        with self._kept_errors():
+            return super().read(block)
+
+    def compute(self, block: int, data: BlockInput) -> npt.NDArray[Any]:
+        with self._kept_errors():
+            found = super().compute(block, data)
+        self.computed[block] = time.perf_counter()
+        return found
+
+    def encode(self, block: int, result: npt.NDArray[Any]) -> Encoded:
+        self.tiff_bytes += bytes_as_tiff(self.job, result, self.tiff)
+        return super().encode(block, result)
+
+    def write(self, block: int, encoded: Encoded) -> int:
+        self.bytes += sum(len(shard) for shard in encoded.values())
+        return self.job.layout.blocks.write_box(block).voxels
+
+    @contextmanager
+    def _kept_errors(self) -> Iterator[None]:
+        """A row has an error's sentence alone, but its kind decides the exit code."""
+        try:
+            yield
+        except Exception as error:
+            self.error = error
+            raise
+
+    def do(self, blocks: Sequence[int]) -> list[dict[str, Any]]:
+        """The blocks' rows.
+
+        Raises:
+            Exception: the error of a block that failed as often as it is tried.
+        """
+        rows = list(work_through(self, blocks))
+        if self.error is not None and not all(row["ok"] for row in rows):
+            raise self.error
+        return rows
+
+
 def measure(job: Job, precision: Precision, blocks: Sequence[int], tiff: Sequence[Kind] = ()) -> Measured:
-    """Read, compute and encode blocks as a segmentation does; the first one warms up unless it is alone."""
+    """Do blocks as a segmentation does, up to putting them; the first two warm up where there are more."""
     import ray.data  # noqa: F401  # an actor of a pool has loaded it, and it takes memory
 
     began = time.perf_counter()
-    worker, grid = SegmentWorker(job, precision), job.layout.blocks
-    spent: list[tuple[float, float, float]] = []
-    sizes: list[int] = []
-    tiff_bytes = 0
-    for block in blocks:
-        marks = [time.perf_counter()]
-        data = worker.read(block)
-        marks.append(time.perf_counter())
-        result = worker.compute(block, data)
-        marks.append(time.perf_counter())
-        sizes.append(sum(len(shard) for shard in worker.encode(block, result).values()))
-        marks.append(time.perf_counter())
-        spent.append((marks[1] - marks[0], marks[2] - marks[1], marks[3] - marks[2]))
-        tiff_bytes += bytes_as_tiff(job, result, tiff)
-        if time.perf_counter() - began + sum(spent[-1]) > SECONDS:
-            break
-    first = 1 if len(spent) > 1 else 0
-    seconds = max(sum(stage) for stage in zip(*spent[first:], strict=True))
-    counts = [worker.counts(block) for block in blocks[first : len(spent)]]
-    tiles = sum(count["tiles"] - count["tiles_masked"] for count in counts)
-    usual = seconds / (len(spent) - first)
+    worker = _Rehearsal(job, precision, tiff)
+    rows = worker.do(blocks[:1])
+    alone = seconds = time.perf_counter() - began
+    counted = rows
+    if more := blocks[1 : 1 + int(SECONDS / alone)]:
+        begun = time.perf_counter()
+        counted = worker.do(more)
+        rows, seconds = rows + counted, time.perf_counter() - begun
+    if len(more) > 1:
+        # From one pass's end to another's: nothing is read ahead for the first, nor written beside it.
+        counted, ends = counted[1:], [worker.computed[block] for block in more]
+        seconds = ends[-1] - ends[0]
+    counts = [json.loads(row["counts"]) for row in counted]
     return Measured(
         blocks=len(counts),
-        tiles=tiles,
-        voxels=sum(grid.write_box(block).voxels for block in blocks[: len(spent)]),
-        bytes=sum(sizes),
-        tiff_bytes=tiff_bytes,
+        tiles=sum(count["tiles"] - count["tiles_masked"] for count in counts),
+        voxels=sum(row["units"] for row in rows),
+        bytes=worker.bytes,
+        tiff_bytes=worker.tiff_bytes,
         seconds=seconds,
-        startup_seconds=max(0.0, sum(spent[0]) - usual) if first else 0.0,
-        worker_rss_bytes=peak_rss_bytes(),
+        startup_seconds=max(0.0, alone - seconds / len(counts)),
+        worker_rss_bytes=max(row["rss"] for row in rows),
     )
 
 
