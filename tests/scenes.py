@@ -8,7 +8,8 @@ import numpy.typing as npt
 from unet_ray.geometry.box import triple
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.numerics.downsample import downsample
-from unet_ray.storage.segmentation import Segmentation, SegmentationLayout
+from unet_ray.storage.segmentation import Segmentation
+from unet_ray.storage.segmentation_layout import SegmentationLayout
 
 SHAPE = (5, 150, 200)
 VOXEL_SIZE_NM = (50.0, 4.0, 4.0)

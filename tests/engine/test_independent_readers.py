@@ -18,7 +18,8 @@ from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.segment import segment
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.storage.probability import Dtype
-from unet_ray.storage.segmentation import CLASSES, Segmentation, SegmentationLayout
+from unet_ray.storage.segmentation import Segmentation
+from unet_ray.storage.segmentation_layout import CLASSES, SegmentationLayout
 
 SHAPE, VOXEL_SIZE = (3, 530, 400), (50.0, 4.0, 4.0)
 

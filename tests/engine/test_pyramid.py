@@ -18,7 +18,7 @@ from unet_ray.engine.segment_request import open_request
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.numerics.downsample import downsample
-from unet_ray.storage.segmentation import MASK
+from unet_ray.storage.segmentation_layout import MASK
 from unet_ray.storage.volume import open_volume
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -18,7 +18,8 @@ from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_worker import Job
 from unet_ray.errors import ConfigError, OutputMismatchError
-from unet_ray.storage.segmentation import MASK, Segmentation
+from unet_ray.storage.segmentation import Segmentation
+from unet_ray.storage.segmentation_layout import MASK
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -20,7 +20,7 @@ from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_worker import Job
 from unet_ray.errors import ConfigError, OutputMismatchError, VolumeError
 from unet_ray.numerics.downsample import downsample
-from unet_ray.storage.segmentation import CLASSES, MASK
+from unet_ray.storage.segmentation_layout import CLASSES, MASK
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

@@ -20,7 +20,8 @@ from unet_ray.geometry.tiles import TileGrid
 from unet_ray.network.model_file import decode
 from unet_ray.network.predict import Precision, Predictor, Tta
 from unet_ray.storage.probability import Dtype
-from unet_ray.storage.segmentation import CLASSES, LEVEL, MASK
+from unet_ray.storage.segmentation import LEVEL
+from unet_ray.storage.segmentation_layout import CLASSES, MASK
 from unet_ray.storage.volume import open_volume
 
 THRESHOLD = 0.53

@@ -23,7 +23,7 @@ from unet_ray.geometry.box import Box
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.network.predict import Predictor
 from unet_ray.storage.mask_volume import MaskVolume, open_mask
-from unet_ray.storage.segmentation import MASK
+from unet_ray.storage.segmentation_layout import MASK
 from unet_ray.storage.volume import open_volume
 
 SHAPE, TILE, THRESHOLD = (3, 130, 150), 32, 0.45

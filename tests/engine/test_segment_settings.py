@@ -17,7 +17,8 @@ from unet_ray.engine.segment_worker import Job
 from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, TileGridError, VolumeError
 from unet_ray.network.model_file import Normalisation
 from unet_ray.numerics.intensity import IntensityMap
-from unet_ray.storage.segmentation import MASK, Segmentation
+from unet_ray.storage.segmentation import Segmentation
+from unet_ray.storage.segmentation_layout import MASK
 from unet_ray.storage.volume import open_volume
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

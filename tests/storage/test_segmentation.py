@@ -15,7 +15,8 @@ from unet_ray.errors import OutputMismatchError, TargetError, VolumeError
 from unet_ray.geometry.box import Box
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.storage.probability import mask_of
-from unet_ray.storage.segmentation import LEVEL, MASK, Segmentation, SegmentationLayout
+from unet_ray.storage.segmentation import LEVEL, Segmentation
+from unet_ray.storage.segmentation_layout import MASK, SegmentationLayout
 from unet_ray.storage.volume import open_volume
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -194,7 +195,8 @@ import os, signal, sys
 import numpy as np
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.storage.objects import LocalObjects
-from unet_ray.storage.segmentation import Segmentation, SegmentationLayout
+from unet_ray.storage.segmentation import Segmentation
+from unet_ray.storage.segmentation_layout import SegmentationLayout
 original = LocalObjects.put
 def deadly(self, key, data):
     if key == sys.argv[2]:

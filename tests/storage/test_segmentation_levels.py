@@ -9,7 +9,8 @@ import zarr
 from tests.storage.test_segmentation import files
 from unet_ray.geometry.box import Box
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
-from unet_ray.storage.segmentation import CLASSES, LEVEL, MASK, Segmentation, SegmentationLayout
+from unet_ray.storage.segmentation import LEVEL, Segmentation
+from unet_ray.storage.segmentation_layout import CLASSES, MASK, SegmentationLayout
 
 ATTRIBUTES = {"made_with": {"model": "abc"}, "threshold": 0.5}
 PYRAMID = SegmentationLayout(

@@ -13,7 +13,8 @@ from unet_ray.engine.labelled_stacks import read_section, stack_names
 from unet_ray.errors import ConfigError, LabelError, OutputMismatchError, VolumeError
 from unet_ray.numerics.labels import LabelKind, class_map
 from unet_ray.numerics.thresholds import Polarity, cell_probability
-from unet_ray.storage.segmentation import CLASSES, MASK, Segmentation
+from unet_ray.storage.segmentation import Segmentation
+from unet_ray.storage.segmentation_layout import CLASSES, MASK
 from unet_ray.storage.volume import Volume, open_volume
 
 

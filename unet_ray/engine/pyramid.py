@@ -11,7 +11,8 @@ from unet_ray.engine.cluster import KILLED, pool_size
 from unet_ray.engine.pyramid_worker import MaskWorker, PyramidWorker
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.tiles import BlockGrid
-from unet_ray.storage.segmentation import Segmentation, SegmentationLayout
+from unet_ray.storage.segmentation import Segmentation
+from unet_ray.storage.segmentation_layout import SegmentationLayout
 
 # What one process takes for a block and for a megavoxel that it makes, and a pool of them to start. Measured on two
 # cores: 0.045 s per block, 0.005 s per megavoxel; in an object store a block's requests take longer.

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_ray.numerics.downsample import downsample
-from unet_ray.storage.segmentation import Segmentation, SegmentationLayout
+from unet_ray.storage.segmentation import Segmentation
+from unet_ray.storage.segmentation_layout import SegmentationLayout
 from unet_ray.storage.shards import Encoded
 
 

@@ -7,7 +7,8 @@ import numpy.typing as npt
 
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.geometry.box import Box
-from unet_ray.storage.segmentation import Segmentation, SegmentationLayout
+from unet_ray.storage.segmentation import Segmentation
+from unet_ray.storage.segmentation_layout import SegmentationLayout
 from unet_ray.storage.tiff import Kind, write_tiff
 from unet_ray.storage.volume import Volume
 

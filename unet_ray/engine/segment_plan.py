@@ -9,7 +9,7 @@ from unet_ray.geometry.box import Box, Triple, triple
 from unet_ray.geometry.receptive_field import halo_px, pooling_factor
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.storage.probability import Dtype
-from unet_ray.storage.segmentation import SegmentationLayout
+from unet_ray.storage.segmentation_layout import SegmentationLayout
 
 # Larger windows waste less halo but need more memory: 1024 px and 64 channels are about 2 GB in float32.
 LARGEST_TILE_PX = 1024

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from unet_ray.engine.pyramid import missing_above, missing_masks, seconds_for
 from unet_ray.engine.segment_request import Request
 from unet_ray.geometry.block_set import BlockSet
-from unet_ray.storage.segmentation import SegmentationLayout
+from unet_ray.storage.segmentation_layout import SegmentationLayout
 from unet_ray.storage.tiff import Kind
 
 # What one CPU takes to export a megavoxel. Measured.

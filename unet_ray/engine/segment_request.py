@@ -19,7 +19,8 @@ from unet_ray.report.progress import Progress
 from unet_ray.storage.fingerprint import digest
 from unet_ray.storage.mask_volume import open_mask
 from unet_ray.storage.objects import absolute
-from unet_ray.storage.segmentation import FORMAT_VERSION, Segmentation, SegmentationLayout
+from unet_ray.storage.segmentation import FORMAT_VERSION, Segmentation
+from unet_ray.storage.segmentation_layout import SegmentationLayout
 from unet_ray.storage.tiff_target import check_tiff_targets
 from unet_ray.storage.volume import open_volume
 

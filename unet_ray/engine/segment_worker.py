@@ -31,7 +31,8 @@ from unet_ray.network.out_of_memory import is_out_of_memory
 from unet_ray.network.predict import Precision, Predictor, Tta, hardware_precision
 from unet_ray.numerics.intensity import IntensityMap
 from unet_ray.storage.mask_volume import MaskVolume
-from unet_ray.storage.segmentation import Segmentation, SegmentationLayout
+from unet_ray.storage.segmentation import Segmentation
+from unet_ray.storage.segmentation_layout import SegmentationLayout
 from unet_ray.storage.shards import Encoded
 from unet_ray.storage.volume import Volume
 
