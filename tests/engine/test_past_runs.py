@@ -9,7 +9,7 @@ import pytest
 
 from unet_ray.engine.block_work import STAGES
 from unet_ray.engine.past_runs import RUNS, PastRuns, RunRecord, past_runs
-from unet_ray.engine.train import _seconds_before
+from unet_ray.engine.train_summary import seconds_before
 from unet_ray.errors import TargetError
 from unet_ray.storage.objects import LocalObjects, Objects, open_objects
 
@@ -85,5 +85,5 @@ def test_a_training_that_was_resumed_counts_the_steps_before() -> None:
     steps = [{"event": "step", "seconds": 2.0, "ended": at} for at in (102.0, 105.0)]
     validation = {"event": "validation", "ended": 112.0}
     now = [{"event": "step", "seconds": 2.0, "ended": 1002.0}, {"event": "validation", "ended": 1009.0}]
-    assert _seconds_before([*steps, validation, *now], began=1000.0) == 2 + 2 + 7
-    assert _seconds_before([*steps, validation, *now], began=0.0) == 0
+    assert seconds_before([*steps, validation, *now], began=1000.0) == 2 + 2 + 7
+    assert seconds_before([*steps, validation, *now], began=0.0) == 0

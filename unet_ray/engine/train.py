@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -16,12 +16,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from unet_ray.command import Summary
+from unet_ray.config.network import NetworkConfig
 from unet_ray.config.train import TrainConfig
 from unet_ray.engine.checkpoints import CHECKPOINTS, take_off_unusable
 from unet_ray.engine.cluster import cluster, memory_together, pool_size
 from unet_ray.engine.patch_loader import steps_per_epoch
-from unet_ray.engine.run_writer import read_rows
 from unet_ray.engine.same_code import own_code
+from unet_ray.engine.train_board import Board
 from unet_ray.engine.train_request import (
     RUN,
     claim,
@@ -33,22 +34,15 @@ from unet_ray.engine.train_request import (
     settings_of,
     threads_of,
 )
-from unet_ray.engine.train_state import best_row, is_score
+from unet_ray.engine.train_summary import summarise_run
 from unet_ray.engine.train_worker import MODEL, TrainPlan, memory_advice, train_worker
-from unet_ray.engine.validation import Validated
-from unet_ray.errors import (
-    ConfigError,
-    TargetError,
-    TrainingDivergedError,
-    UnetRayError,
-)
+from unet_ray.errors import ConfigError, TargetError, UnetRayError
 from unet_ray.network.export import onnx_bytes, require_onnx
 from unet_ray.network.loss import Loss
 from unet_ray.network.model_file import decode
 from unet_ray.network.predict import Precision, hardware_precision
 from unet_ray.network.summary import PROCESS_BYTES, NetworkSummary, summarise
 from unet_ray.network.unet import network_from_state
-from unet_ray.report.curves import curves_png
 from unet_ray.report.progress import Progress
 from unet_ray.storage.arrow_store import arrow_store
 from unet_ray.storage.failure import reason
@@ -56,7 +50,6 @@ from unet_ray.storage.objects import Objects, absolute, open_objects
 from unet_ray.storage.patch_cache import PatchCache
 
 SUMMARY = "summary.json"
-CURVES = "curves.png"
 # A spot machine may vanish more than once in a night.
 MAX_FAILURES = 8
 
@@ -92,88 +85,56 @@ def train(config: TrainConfig) -> Summary:
         for sentence in take_off_unusable(run, config.run):
             print(f"train: {sentence}", file=sys.stderr)
     with cluster():
-        gpus = 1 if config.use_gpu else 0
-        threads = threads_of(config, claimed, gpus)
-        fitting = pool_size(config.workers, cpus_each=threads, gpus_each=gpus)
-        if fitting < config.workers:
-            raise ConfigError(
-                f"--workers {config.workers} of {threads} CPU and {gpus} GPU train together, but {fitting} fit in the "
-                "cluster at once; take fewer, or a larger cluster"
-            )
-        precision: Precision = claimed.get("precision") or _precision(config)
+        plan = _plan(config, network, claimed)
         if config.overwrite:
             empty(run)
-        decided = {"made_with": made_with, "precision": precision, "threads": threads}
+        decided = {"made_with": made_with, "precision": plan.precision, "threads": plan.threads}
         run.put(RUN, json.dumps(decided, indent=1).encode())
-        plan = TrainPlan(
-            cache=absolute(config.cache),
-            run=absolute(config.run),
-            settings=settings_of(config),
-            network=network,
-            precision=precision,
-            threads=threads,
-            use_gpu=config.use_gpu,
-            initial_model=None if config.initial_model is None else absolute(config.initial_model),
-            compile=config.compile,
-            checkpoint_every_steps=config.checkpoint_every_steps,
-        )
-        about = _network_summary(plan, config.workers, cache.plan().patch_px)
-        what = f"{network.preset} network" if network.members == 1 else f"{network.members} {network.preset} networks"
-        print(f"train: {what}, {about.line()}; {precision}", file=sys.stderr)
-        # A GPU's memory is its own, and Ray counts GPUs.
-        needed = 0 if config.use_gpu else PROCESS_BYTES + about.memory.total
-        memory = memory_together(config.workers, needed, threads, gpus)
-        steps = config.epochs * steps_per_epoch(cache.plan().patches, config.batch_size)
-        seconds = _fit(config, plan, steps, memory)
-    rows = read_rows(run)
-    validations = [row for row in rows if row["event"] == "validation"]
-    assert config.best_by is not None
-    best = best_row(validations, config.best_by)
-    if not is_score(best[config.best_by]):
-        raise TrainingDivergedError(
-            f"{config.best_by} was no finite number in any of {len(validations)} validations, so there is no model; "
-            "begin a new --run with --precision bfloat16 or float32, or a lower learning rate"
-        )
-    run.put(CURVES, curves_png(rows, best_epoch=best["epoch"]))
-    taken = [row for row in rows if row["event"] == "step"]
-    spent = sum(_step_seconds(row) for row in taken)
-    summary = {
-        "status": "complete",
-        "seconds": round(time.time() - began, 2),
-        "startup_seconds": round(seconds["startup"], 2),
-        "epochs": len(validations),
-        "steps": len(taken),
-        "samples_per_second": round(sum(r["samples"] for r in taken) / max(spent, 1e-9), 2),
-        # Of the time between two steps: what the loader could not do beside the step before.
-        "wait_share": round(sum(r.get("wait_seconds", 0.0) for r in taken) / max(spent, 1e-9), 4),
-        "best_validation_loss": min((row["loss"] for row in validations if is_score(row["loss"])), default=None),
-        "best_epoch": best["epoch"],
-        "validation": {name: best[name] for name in Validated._fields},
-        "precision": precision,
-        "model": f"{config.run.rstrip('/')}/{MODEL}",
-    }
-    summary["seconds_of_all_runs"] = round(summary["seconds"] + _seconds_before(rows, began), 2)
+        patches = cache.plan()
+        memory = _memory_each(config, plan, patches.patch_px)
+        steps = config.epochs * steps_per_epoch(patches.patches, config.batch_size)
+        startup_seconds = _fit(config, plan, steps, memory)
+    summary = summarise_run(config, plan.precision, run, startup_seconds, began)
     run.put(SUMMARY, json.dumps(summary).encode())
     return summary | _export(config, run)
 
 
-def _seconds_before(rows: Sequence[Mapping[str, Any]], began: float) -> float:
-    """Seconds of the steps and validations that runs before this one took, and this one went on from.
+def _plan(config: TrainConfig, network: NetworkConfig, claimed: Mapping[str, Any]) -> TrainPlan:
+    """What workers need to know, with what the cluster's hardware decides unless an earlier run here did.
 
-    What such a run spent on starting, and on steps after its last checkpoint, is not known.
+    Raises:
+        ConfigError: so many workers do not fit in the cluster at once.
     """
-    seconds, last = 0.0, 0.0
-    for row in rows:
-        if row["ended"] < began:
-            seconds += _step_seconds(row) if row["event"] == "step" else row["ended"] - last
-        last = row["ended"]
-    return seconds
+    gpus = 1 if config.use_gpu else 0
+    threads = threads_of(config, claimed, gpus)
+    fitting = pool_size(config.workers, cpus_each=threads, gpus_each=gpus)
+    if fitting < config.workers:
+        raise ConfigError(
+            f"--workers {config.workers} of {threads} CPU and {gpus} GPU train together, but {fitting} fit in the "
+            "cluster at once; take fewer, or a larger cluster"
+        )
+    return TrainPlan(
+        cache=absolute(config.cache),
+        run=absolute(config.run),
+        settings=settings_of(config),
+        network=network,
+        precision=claimed.get("precision") or _precision(config),
+        threads=threads,
+        use_gpu=config.use_gpu,
+        initial_model=None if config.initial_model is None else absolute(config.initial_model),
+        compile=config.compile,
+        checkpoint_every_steps=config.checkpoint_every_steps,
+    )
 
 
-def _step_seconds(row: Mapping[str, Any]) -> float:
-    """From the end of the step before to the end of this one; earlier versions did not tell of the wait."""
-    seconds: float = row["seconds"] + row.get("wait_seconds", 0.0)
-    return seconds
+def _memory_each(config: TrainConfig, plan: TrainPlan, patch_px: int) -> int:
+    """Main memory that a worker asks for; what is trained is said on stderr."""
+    about, network = _network_summary(plan, config.workers, patch_px), plan.network
+    what = f"{network.preset} network" if network.members == 1 else f"{network.members} {network.preset} networks"
+    print(f"train: {what}, {about.line()}; {plan.precision}", file=sys.stderr)
+    # A GPU's memory is its own, and Ray counts GPUs.
+    needed = 0 if config.use_gpu else PROCESS_BYTES + about.memory.total
+    return memory_together(config.workers, needed, plan.threads, int(config.use_gpu))
 
 
 def _export(config: TrainConfig, run: Objects) -> dict[str, str]:
@@ -210,39 +171,8 @@ def _precision(config: TrainConfig) -> Precision:
     return found
 
 
-@ray.remote(num_cpus=0)
-class Board:
-    """Where rank 0 writes how far it is, and the driver reads it for the progress line."""
-
-    def __init__(self) -> None:
-        self.row: dict[str, Any] = {}
-        self.lines: list[str] = []
-        self.error: Exception | None = None
-
-    def post(self, row: dict[str, Any]) -> None:
-        """Put the newest row."""
-        self.row = row
-
-    def say(self, line: str) -> None:
-        """Put a line for the user."""
-        self.lines.append(line)
-
-    def read(self) -> tuple[dict[str, Any], list[str]]:
-        """The newest row, empty before the first step; and the lines since the last time."""
-        said, self.lines = self.lines, []
-        return self.row, said
-
-    def fail(self, error: Exception) -> None:
-        """Note an error that trying again would only repeat; the first one counts."""
-        self.error = self.error or error
-
-    def failure(self) -> Exception | None:
-        """The error noted, if any."""
-        return self.error
-
-
-def _fit(config: TrainConfig, plan: TrainPlan, steps: int, memory_each: int) -> dict[str, float]:
-    """Run the trainer, with a progress line from the board."""
+def _fit(config: TrainConfig, plan: TrainPlan, steps: int, memory_each: int) -> float:
+    """Run the trainer, with a progress line from the board; seconds until the first step."""
     name = f"unet_ray_board_{uuid.uuid4().hex}"
     # Beside the driver: an actor that asks for no CPU may land on any node, and with a lost one the training would end.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -303,7 +233,7 @@ def _fit(config: TrainConfig, plan: TrainPlan, steps: int, memory_each: int) -> 
     ray.kill(board)
     if failure is not None:
         raise _store_failure(plan, failure) or failure
-    return {"startup": (first_step[0] if first_step else time.time()) - began}
+    return (first_step[0] if first_step else time.time()) - began
 
 
 def _store_failure(plan: TrainPlan, failure: Exception | None) -> TargetError | None:
