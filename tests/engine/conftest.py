@@ -149,3 +149,21 @@ def several(write: Write) -> dict[str, Any]:
         "exclude_sections": ("8",),
         "cache": "unused",
     }
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A cache to train on, as all tests leave it."""
+    from tests.engine.training import make_cache
+
+    return make_cache(str(tmp_path_factory.mktemp("train") / "cache.zarr"))
+
+
+@pytest.fixture(scope="session")
+def finished(cache: str, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run of one worker that nobody disturbed."""
+    from tests.engine.training import config
+    from unet_ray.engine.train import train
+
+    run = tmp_path_factory.mktemp("runs") / "one"
+    return run, train(config(cache, run))
