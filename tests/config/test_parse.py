@@ -162,6 +162,39 @@ def test_a_wrong_flag_is_one_sentence(flags, said):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("s3:/bucket/o.zarr", "a URL has two slashes after its first word; write s3://bucket/o.zarr; see"),
+        ("gs:bucket/o.zarr", ".*write gs://bucket/o.zarr; see"),
+        ("file:/data/o.zarr", ".*write file:///data/o.zarr; see"),
+        ("s3://", "the URL names no bucket"),
+        ("s3:///o.zarr", "the URL names no bucket"),
+        ("", "it names no place; give a path or a URL, and look whether a variable in it is set"),
+    ],
+)
+def test_a_place_that_nobody_means_is_refused(place, said):
+    with pytest.raises(ConfigError, match=f"^--output was given '{place}': {said}"):
+        segment("--output", place)
+    with pytest.raises(ConfigError, match=f"^--images was given '{place}': {said}"):
+        parse(AugmentConfig, [*AUGMENT, "--images", "a.tif", place], "augment")
+
+
+@pytest.mark.parametrize(
+    "place", ["s3://bucket/o.zarr", "file:///data/o", "C:/o.zarr", "./s3:/o", "a:b/o", "https://h/o"]
+)
+def test_other_places_stay_as_they_are(place):
+    assert segment("--output", place, "--tiff", place).output == place
+
+
+def test_a_home_folder_is_one_wherever_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/lab")
+    config = segment(*written(tmp_path, "mask: ~/mask.tif\n"), "--output=~/o.zarr")
+    assert (config.mask, config.output) == ("/home/lab/mask.tif", "/home/lab/o.zarr")
+    images = parse(AugmentConfig, [*AUGMENT, "--images", "~/a/*.png", "b~.tif"], "augment").images
+    assert images == ("/home/lab/a/*.png", "b~.tif")
+
+
 def test_a_misspelt_required_option_is_named_and_not_called_missing():
     with pytest.raises(ConfigError, match="--volum is not an option of segment; the nearest option is --volume"):
         parse(SegmentConfig, ["--volum", *SEGMENT[1:]], "segment")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
-from unet_ray.config.base import Config, VoxelSize
+from unet_ray.config.base import Config, Place, VoxelSize
 from unet_ray.config.recipe import RECIPES, Recipe, RecipeName, WeightMap
 
 PresetName = Literal["default", "paper", "keras"]
@@ -57,13 +57,13 @@ class AugmentSettings(Config):
 class AugmentConfig(AugmentSettings):
     """Make augmented, tiled image/label/weight patches from labelled sections, into a zarr patch cache."""
 
-    images: tuple[str, ...] = ()
+    images: tuple[Place, ...] = ()
     """Image stacks: TIFF, folder or glob of images, zarr, OME-Zarr; paths or URLs. Sides and dtypes may differ: all but 8-bit stacks are stretched to 8 bits, each between the 0.1 and 99.9 percentile of its own training sections. Only --replay can do without."""
-    labels: tuple[str, ...] = ()
+    labels: tuple[Place, ...] = ()
     """Label stacks, one per image stack, of the same shape."""
-    ignore_masks: tuple[str, ...] = ()
+    ignore_masks: tuple[Place, ...] = ()
     """Mask stacks, one per image stack and of its shape; pixels above 0 weigh nothing in training, nor do those of --ignore-label."""
-    cache: str
+    cache: Place
     """Patch cache to write, a path or URL."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Worker processes of one CPU each; None: as many as there are CPUs."""
@@ -75,5 +75,5 @@ class AugmentConfig(AugmentSettings):
     """Check every shard's checksums first; what fails is made again."""
     replay: tuple[int, int] | None = None
     """Make one patch of the cache again, alone: its section (counted through all stacks) and variant; nothing else is done."""
-    out: str | None = None
+    out: Place | None = None
     """TIFF that --replay writes: image, label and weight."""

@@ -4,15 +4,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from unet_ray.config.base import Config
+from unet_ray.config.base import Config, Place
 
 
 class EvaluateConfig(Config):
     """Compare segmentations with labels by the metrics of the ISBI 2012 challenge, section by section."""
 
-    prediction: tuple[str, ...]
+    prediction: tuple[Place, ...]
     """Membrane probability or mask: OME-Zarr, zarr or TIFF; a path or URL. Several are scored side by side."""
-    labels: str
+    labels: Place
     """Labels of the same shape."""
     prediction_kind: tuple[Literal["membrane", "interior"], ...] = ("membrane",)
     """What a high value of the prediction means: membrane (our output) or interior (the challenge's submissions); one for all predictions or one each."""
@@ -20,19 +20,19 @@ class EvaluateConfig(Config):
     """What labels mean: interior (bright = inside a cell), membrane (bright = membrane), instances (ids), classes (indices from 0; predictions are indices, too, and the scores each class's Dice and IoU)."""
     ignore_label: int | None = None
     """Label value of pixels that nobody labelled; they are in no count, and cells end there in labels and prediction alike."""
-    ignore_masks: str | None = None
+    ignore_masks: Place | None = None
     """Mask stack of the labels' shape; pixels above 0 are in no count, nor are those of --ignore-label."""
     sections: tuple[str, ...] = ()
     """Sections to score: numbers, A:B or A:B:STEP; none: all."""
     threshold_sections: tuple[str, ...] = ()
     """Sections, such as those of validation, at whose threshold the scores are also given: the middle of the three with the highest sum of V_rand and V_info; they must not be among the scored ones."""
-    model: tuple[str, ...] = ()
+    model: tuple[Place, ...] = ()
     """Model file that made the prediction, one for all predictions or one each: it tells which sections it was trained on. Only where the prediction does not tell (TIFF, or not ours)."""
-    images: str | None = None
+    images: Place | None = None
     """Raw images: for the report's pictures, and to recognise sections that a model was trained on. Our segmentations name theirs."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Stacks of sections drawn with replacement for the 95 % intervals; 0: no intervals."""
-    report: str | None = None
+    report: Place | None = None
     """Folder for metrics.json, metrics.csv and pictures, a path or URL."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Sections scored at once; None: as many as there are CPUs."""

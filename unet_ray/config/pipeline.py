@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from unet_ray.config.augment import AugmentSettings
-from unet_ray.config.base import Config
+from unet_ray.config.base import Config, Place
 from unet_ray.config.segment import SegmentSettings
 from unet_ray.config.train import TrainSettings
 
@@ -32,17 +32,17 @@ DEMO_TRAIN: dict[str, Any] = {"base_channels": 8, "epochs": 5}
 class PipelineConfig(Config):
     """Augment, train, segment and evaluate from one config; with no arguments, a demo on a synthetic volume."""
 
-    output: str = "demo"
+    output: Place = "demo"
     """Folder for everything: cache.zarr, run, segmentation.zarr, report."""
-    images: str | None = None
+    images: Place | None = None
     """Labelled image stack; None: the synthetic volume of the demo."""
-    labels: str | None = None
+    labels: Place | None = None
     """Its labels."""
-    ignore_masks: str | None = None
+    ignore_masks: Place | None = None
     """Mask stack of their shape, above 0 at pixels that nobody labelled; see the augment job."""
-    volume: str | None = None
+    volume: Place | None = None
     """Volume to segment; None: the labelled stack itself."""
-    mask: str | None = None
+    mask: Place | None = None
     """Volume that is above 0 where to segment --volume; see the segment job. The labelled stack is segmented whole."""
     score_sections: tuple[str, ...] = ()
     """Sections of the labelled stack to score; none: the excluded sections, else the validation sections."""
@@ -58,7 +58,7 @@ class PipelineConfig(Config):
     """Continue segmentations although the volumes' files have changed, as after mending a damaged chunk."""
     overwrite: bool = False
     """Start anew in the output folder."""
-    tiff: str | None = None
+    tiff: Place | None = None
     """Mask of the segmented volume as TIFF, 255 = membrane."""
     phantom: PhantomSettings = PhantomSettings()
     """Synthetic volume of the demo."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from unet_ray.config.base import Config, VoxelSize
+from unet_ray.config.base import Config, Place, VoxelSize
 
 
 class SegmentSettings(Config):
@@ -31,21 +31,21 @@ class SegmentSettings(Config):
 class SegmentConfig(SegmentSettings):
     """Segment a volume tile by tile, exactly, into OME-Zarr and TIFF; running it again resumes."""
 
-    volume: str
+    volume: Place
     """Volume: TIFF, folder or glob of images, zarr, OME-Zarr; a path or URL."""
-    model: str
+    model: Place
     """Model file that the train job wrote (model.safetensors)."""
-    output: str
+    output: Place
     """OME-Zarr image to write (P.zarr), a path or URL: membrane probability with the mask as label image; of several classes, each one's probability with the likeliest as label image."""
-    mask: str | None = None
+    mask: Place | None = None
     """Volume that is above 0 where to segment, such as to leave out empty resin: of the volume's shape, or of that divided by a whole factor per axis and rounded up. Outside, probability and mask are 0."""
     sections: tuple[str, ...] = ()
     """Sections to segment: numbers, A:B or A:B:STEP; none: all. A larger choice later continues the same output."""
     roi: str | None = None
     """Region to segment, z0:z1,y0:y1,x0:x1 in voxels, stops excluded, an empty end the volume's own; None: all. The output keeps the whole volume's shape; TIFF files hold the region alone."""
-    tiff: str | None = None
+    tiff: Place | None = None
     """Mask as TIFF, 255 = membrane; of several classes the index of the likeliest."""
-    probability_tiff: str | None = None
+    probability_tiff: Place | None = None
     """Membrane probability as TIFF, 0..255 = 0..1 whatever is stored, of several classes a channel each; challenge format: float32, 1 = cell."""
     tiff_format: Literal["plain", "challenge"] = "plain"
     """challenge: --probability-tiff becomes the ISBI 2012 submission, 32-bit float, 1 = cell."""

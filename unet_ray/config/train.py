@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from unet_ray.config.base import Config
+from unet_ray.config.base import Config, Place
 
 BestBy = Literal["loss", "pixel_mismatch", "v_rand", "v_info", "dice"]
 # What each preset's source trains with; default: a recipe that is known to do well on ISBI 2012 in half an hour.
@@ -94,9 +94,9 @@ class TrainSettings(Config):
 class TrainConfig(TrainSettings):
     """Train a U-Net on a patch cache, data-parallel over workers, and keep the best by its validation."""
 
-    cache: str
+    cache: Place
     """Patch cache that the augment job wrote."""
-    run: str
+    run: Place
     """Run directory to write: model.safetensors, checkpoints, metrics.jsonl, curves.png."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Data-parallel workers."""
@@ -108,11 +108,11 @@ class TrainConfig(TrainSettings):
     """Compile the network with torch.compile: minutes at the start, faster steps after it on some hardware."""
     checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None
     """Steps between checkpoints, for epochs that are too long to lose; None: one at the end of each epoch."""
-    export_onnx: str | None = None
+    export_onnx: Place | None = None
     """ONNX file to write of the best model once the run is complete: grey levels in, probability out."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """Newest checkpoints to keep; the best model is kept in any case."""
-    initial_model: str | None = None
+    initial_model: Place | None = None
     """Model file whose weights training starts from (fine-tuning); its network must be the same."""
     overwrite: bool = False
     """Remove the run and start anew."""

@@ -4,15 +4,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from unet_ray.config.base import Config, VoxelSize
+from unet_ray.config.base import Config, Place, VoxelSize
 
 
 class ViewConfig(Config):
     """Show a volume with its segmentation in a web browser, neuroglancer or napari; served to this machine alone until interrupted."""
 
-    volume: str | None = None
+    volume: Place | None = None
     """Raw volume: TIFF, folder or glob of images, zarr, OME-Zarr; a path or URL."""
-    segmentation: str | None = None
+    segmentation: Place | None = None
     """Segmentation that the segment job wrote; a path or URL."""
     voxel_size_nm: VoxelSize | None = None
     """Voxel size z y x in nm; None: what the volume's file tells, else the segmentation."""
