@@ -226,8 +226,9 @@ def test_a_wrong_nested_flag_is_named_whole(flags, said):
         ("tile-px: 384", "has the unknown key tile-px; the nearest key is tile_px"),
         ("17: 4", "has the unknown key 17; see --help for every key"),
         ("threshold: 1.5", "--threshold was given 1.5"),
-        ("threshold: {a: 1}", r"gives threshold \{'a': 1\}; it takes a value or a list"),
+        ("threshold: {a: 1}", r"gives threshold \{'a': '1'\}; it takes a value or a list"),
         ("- threshold", "holds a list; it must hold keys and values"),
+        ("threshold: 1\ntta: none\nthreshold: 2", "is not YAML .the key threshold is there twice .*line 3, column 1"),
         ("threshold: [", r"is not YAML \(.*line 1.*\); mend the file"),
         ("a: !!python/object/apply:os.system [exit]", r"is not YAML \(could not determine a constructor"),
     ],
@@ -238,11 +239,19 @@ def test_a_wrong_file_is_one_sentence(text, said, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+def test_sections_of_the_file_need_no_quotes(tmp_path):
+    # In YAML 1.1 these are numbers to the base of sixty: 63, 16205 and 30.
+    file = written(tmp_path, "sections: [1:3, 4:30:5, 030]\nroi: 1:2,0:8,8:9\nthreshold: .5\ntile_px: 1_024\n")
+    config = segment(*file)
+    assert config.sections == ("1:3", "4:30:5", "030")
+    assert (config.roi, config.threshold, config.tile_px) == ("1:2,0:8,8:9", 0.5, 1024)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("train: {epoch: 3}", "has the unknown key train.epoch; the nearest key is epochs"),
-        ("train: 3", "gives train 3; it takes keys and values below it"),
+        ("train: 3", "gives train '3'; it takes keys and values below it"),
     ],
 )
 def test_wrong_nested_keys(text, said, tmp_path):

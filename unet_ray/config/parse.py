@@ -30,6 +30,26 @@ _WITH_CREDENTIALS = re.compile(
 )
 
 
+class _Yaml(yaml.SafeLoader):
+    """Words but for true, false and null: the parser of flags reads numbers, and to it the sections 1:3 are no 63."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; of a key that is there twice, YAML's own loader takes the last without a word."""
+        keys = [key.value for key, _ in node.value]
+        for place, (key, _) in enumerate(node.value):
+            if key.value in keys[:place]:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Yaml.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag.rpartition(":")[2] in ("bool", "null", "merge")]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def parse(kind: type[Settings], argv: Sequence[str], program: str) -> Settings:
     """Settings of ``kind`` from command-line flags over the YAML file that ``--config`` names.
 
@@ -77,7 +97,7 @@ def _own_flags(argv: Sequence[str]) -> tuple[list[str], str | None, bool]:
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _Yaml)
     except OSError as error:
         raise ConfigError(f"--config {path} cannot be read ({error.strerror}); name a YAML file that exists") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
