@@ -226,7 +226,15 @@ def test_a_wrong_nested_flag_is_named_whole(flags, said):
         ("tile-px: 384", "has the unknown key tile-px; the nearest key is tile_px"),
         ("17: 4", "has the unknown key 17; see --help for every key"),
         ("threshold: 1.5", "--threshold was given 1.5"),
-        ("threshold: {a: 1}", r"gives threshold \{'a': '1'\}; it takes a value or a list"),
+        ("threshold: {a: 1}", r"gives threshold \{'a': '1'\}; it takes a value$"),
+        ("threshold: [0.3, 0.4]", r"gives threshold \['0.3', '0.4'\]; it takes a value$"),
+        ("threshold:", "gives threshold nothing; it takes a value$"),
+        ("output:", "gives output nothing; it takes a value$"),
+        ("sections: null", "gives sections nothing; it takes a value or a list$"),
+        ("use_gpu: maybe", "gives use_gpu maybe; it takes true or false$"),
+        ("use_gpu: 1", "gives use_gpu 1; it takes true or false$"),
+        ("tta: no", "gives tta false; it takes a value, and a word such as no or on only in quotes$"),
+        ("threads: true", "gives threads true; it takes a value, and a word"),
         ("- threshold", "holds a list; it must hold keys and values"),
         ("threshold: 1\ntta: none\nthreshold: 2", "is not YAML .the key threshold is there twice .*line 3, column 1"),
         ("threshold: [", r"is not YAML \(.*line 1.*\); mend the file"),
@@ -251,7 +259,7 @@ def test_sections_of_the_file_need_no_quotes(tmp_path):
     ("text", "said"),
     [
         ("train: {epoch: 3}", "has the unknown key train.epoch; the nearest key is epochs"),
-        ("train: 3", "gives train '3'; it takes keys and values below it"),
+        ("train: 3", "gives train 3; it takes keys and values below it"),
     ],
 )
 def test_wrong_nested_keys(text, said, tmp_path):

@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -133,13 +133,32 @@ def _refuse_unknown_keys(kind: type[BaseModel], values: Mapping[str, Any], path:
             nearest = _nearest(str(key), list(kind.model_fields), "key")
             raise ConfigError(f"--config {path} has the unknown key {under}{key}; {nearest}")
         inner = kind.model_fields[key].annotation
-        nested = isinstance(inner, type) and issubclass(inner, BaseModel)
-        if nested != isinstance(value, dict):
-            wanted = "keys and values below it" if nested else "a value or a list"
-            raise ConfigError(f"--config {path} gives {under}{key} {value!r}; it takes {wanted}")
-        if nested:
-            assert isinstance(inner, type)
+        if wanted := _wanted_instead(inner, value):
+            raise ConfigError(f"--config {path} gives {under}{key} {_as_yaml(value)}; it takes {wanted}")
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
             _refuse_unknown_keys(inner, value, path, f"{under}{key}.")
+
+
+def _wanted_instead(annotation: Any, value: Any) -> str:
+    """What a key takes, where a value is of another kind; nothing where it is of that kind, as far as YAML tells."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "" if isinstance(value, dict) else "keys and values below it"
+    if annotation is bool:
+        return "" if isinstance(value, bool) else "true or false"
+    alternatives = (annotation, *get_args(annotation))
+    a_list = any(get_origin(alternative) is tuple for alternative in alternatives)
+    wanted = "a value or a list" if a_list else "a value"
+    if isinstance(value, bool):
+        return f"{wanted}, and a word such as no or on only in quotes"
+    others = isinstance(value, dict) or (value is None and type(None) not in alternatives)
+    return wanted if others or (isinstance(value, list) and not a_list) else ""
+
+
+def _as_yaml(value: Any) -> str:
+    """A value as the file has it, about."""
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    return str(value) if isinstance(value, str) else repr(value)
 
 
 def _as_flags(values: Mapping[str, Any], under: str = "") -> Iterator[str]:
