@@ -220,6 +220,17 @@ def test_pipeline(call_job: Job, stack: Stack, labels: Path, tmp_path: Path) -> 
     refused("--tiff", "would replace --labels", flags=(*given, "--tiff", labels))
     refused("no membrane", "one after the other", flags=("--augment.label-kind", "classes"))
     refused("no sections are set apart", flags=given)
+    refused("no validation sections are named", flags=(*given, "--augment.exclude-sections", "2"))
+    # What a later stage would refuse, hours later.
+    given += ("--augment.validation-sections", "2", "--augment.patch-px", "32")
+    refused("(2, 64, 72)", "(3, 64, 72)", flags=(*given, "--labels", stack("s.tif", np.zeros((2, 64, 72), np.uint8))))
+    refused("cannot find", "no.tif", flags=(*given, "--volume", tmp_path / "no.tif"))
+    refused("cannot find", "no.tif", flags=(*given, "--volume", labels, "--mask", tmp_path / "no.tif"))
+    refused(
+        "patches of 24 px", "16 and 32", "--depth", flags=(*given, "--train.depth", "5", "--augment.patch-px", "24")
+    )
+    refused("margin of 0 px", "paper", flags=(*given, "--train.preset", "paper", "--augment.for-preset", "keras"))
+    refused("tile side 30 is not a multiple", flags=(*given, "--segment.tile-px", "30"))
     assert_refused(call_job("pipeline", "--config", tmp_path / "no.yaml"), "pipeline", "cannot be read")
     assert not (tmp_path / "p").exists()
 

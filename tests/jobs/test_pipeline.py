@@ -150,17 +150,18 @@ def test_a_mask_is_for_the_volume_and_another_for_the_labels(
     call_job: Callable[..., Any], stack: Callable[..., Path], tmp_path: Path, staged: Callable[..., list[Any]]
 ) -> None:
     given = staged()
-    labelled, volume, mask = str(stack("labelled.tif")), "volume.tif", "mask.tif"
+    labelled, volume, mask, unlabelled = (str(stack(f"{n}.tif")) for n in ("labelled", "volume", "mask", "unlabelled"))
     flags = ["--images", labelled, "--labels", labelled, "--volume", volume, "--mask", mask, "--score-sections", "1"]
-    flags += ["--ignore-masks", "unlabelled.tif"]
+    flags += ["--augment.validation-sections", "0"]
+    flags += ["--ignore-masks", unlabelled]
     assert call_job("pipeline", *flags, "--output", tmp_path / "p").code == 0
     assert [(config.volume, config.mask) for config in given if hasattr(config, "mask")] == [
         (labelled, None), (volume, mask),
     ]  # fmt: skip
     assert [config.ignore_masks for config in given if hasattr(config, "ignore_masks")] == [
-        ("unlabelled.tif",), "unlabelled.tif",
+        (unlabelled,), unlabelled,
     ]  # fmt: skip
-    assert call_job("pipeline", "--ignore-masks", "unlabelled.tif", "--output", tmp_path / "p").code == 2
+    assert call_job("pipeline", "--ignore-masks", unlabelled, "--output", tmp_path / "p").code == 2
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,8 @@ def test_an_incomplete_stage_ends_with_exit_code_3_and_nothing_is_scored_that_is
     staged(**incomplete)
     labelled = str(stack("labelled.tif"))
     flags = ["--images", labelled, "--labels", labelled, "--score-sections", "1", "--output", tmp_path / "p"]
-    volume = ["--volume", "volume.tif"] if "segment" not in incomplete else []
+    flags += ["--augment.validation-sections", "0"]
+    volume = ["--volume", stack("volume.tif")] if "segment" not in incomplete else []
     ended = call_job("pipeline", *flags, *volume)
     assert ended.code == 3
     summary = json.loads(ended.out.splitlines()[-1])
@@ -198,6 +200,7 @@ def test_settings_of_a_run_reach_its_stages(
     given = staged()
     labelled = str(stack("labelled.tif"))
     flags = ["--images", labelled, "--labels", labelled, "--score-sections", "1", "--output", tmp_path / "p"]
+    flags += ["--augment.validation-sections", "0"]
     assert call_job("pipeline", *flags, "--checkpoint-every-steps", 7, "--accept-changed-volume").code == 0
     _, train, segment, _ = given
     assert (train.checkpoint_every_steps, segment.accept_changed_volume) == (7, True)

@@ -5,6 +5,7 @@ import time
 from unet_ray.command import Summary
 from unet_ray.config.augment import AugmentConfig
 from unet_ray.config.evaluate import EvaluateConfig
+from unet_ray.config.network import layers, network_config
 from unet_ray.config.pipeline import PipelineConfig
 from unet_ray.config.sections import parse_sections
 from unet_ray.config.segment import SegmentConfig
@@ -12,11 +13,17 @@ from unet_ray.config.train import TrainConfig
 from unet_ray.engine.augment import augment
 from unet_ray.engine.cluster import cluster
 from unet_ray.engine.evaluate import evaluate
+from unet_ray.engine.labelled_stacks import LabelledStacks
 from unet_ray.engine.phantom import make_phantom
 from unet_ray.engine.report import Stages
 from unet_ray.engine.segment import segment
+from unet_ray.engine.segment_plan import resolve_tile_px
 from unet_ray.engine.train import train
+from unet_ray.engine.train_request import fitting_network
 from unet_ray.errors import ConfigError
+from unet_ray.geometry.box import Triple
+from unet_ray.geometry.receptive_field import margin_px
+from unet_ray.storage.mask_volume import open_mask
 from unet_ray.storage.tiff_target import check_tiff_targets
 from unet_ray.storage.volume import open_volume
 
@@ -57,7 +64,8 @@ def pipeline(config: PipelineConfig) -> Summary:
         raise ConfigError(
             "no sections are set apart; name some with --augment.validation-sections and --augment.exclude-sections"
         )
-    depth = config.phantom.shape[0] if config.images is None else open_volume(config.images).shape[0]
+    shape = _check_stages(config)
+    depth = shape[0]
     held = parse_sections(scored, depth, "--score-sections")
     # Sections that chose the model may also choose a threshold, unless they are scored themselves.
     validation = parse_sections(config.augment.validation_sections, depth, "--augment.validation-sections")
@@ -74,8 +82,7 @@ def pipeline(config: PipelineConfig) -> Summary:
         ready = time.time()
         images, labels = config.images, config.labels
         if images is None or labels is None:
-            shape, seed = config.phantom.shape, config.phantom.seed
-            images, labels = make_phantom(f"{output}/phantom.zarr", shape, seed, config.workers)
+            images, labels = make_phantom(f"{output}/phantom.zarr", shape, config.phantom.seed, config.workers)
         masks = () if config.ignore_masks is None else (config.ignore_masks,)
         stages["augment"] = augment(
             AugmentConfig(
@@ -129,3 +136,33 @@ def pipeline(config: PipelineConfig) -> Summary:
             ),
         )  # fmt: skip
     return ended()
+
+
+def _check_stages(config: PipelineConfig) -> Triple:
+    """Shape of the labelled stack; what a later stage would refuse is refused here, hours before it.
+
+    Raises:
+        InputError: inputs are missing or do not fit together, or settings of one stage do not fit another's.
+    """
+    augmenting, shape = config.augment, config.phantom.shape
+    if not augmenting.validation_sections:
+        raise ConfigError(
+            "no validation sections are named, by which the best model is chosen; name some with "
+            "--augment.validation-sections"
+        )
+    if config.images is not None and config.labels is not None:
+        stacks = LabelledStacks.open(
+            (config.images,), (config.labels,), augmenting.label_kind,
+            ignore_masks=() if config.ignore_masks is None else (config.ignore_masks,),
+        )  # fmt: skip
+        shape = stacks.images[0].shape
+    network = fitting_network(
+        config.train, "the cache of --augment.for-preset and --augment.patch-px",
+        margin=margin_px(layers(network_config(augmenting.for_preset))), patch_px=augmenting.patch_px,
+        channels=1 + 2 * augmenting.context_sections, classes=2,
+    )  # fmt: skip
+    volume = None if config.volume is None else open_volume(config.volume)
+    resolve_tile_px(config.segment.tile_px, shape if volume is None else volume.shape, network)
+    if volume is not None and config.mask is not None:
+        open_mask(config.mask, volume)
+    return shape

@@ -54,22 +54,44 @@ def require_network(config: TrainConfig, cache: PatchCache) -> NetworkConfig:
             f"cache {config.cache} has no validation sections, by which the best model is chosen; "
             "make one with jobs/augment.py --validation-sections"
         )
-    classes = _classes(cache)
+    return fitting_network(
+        settings_of(config), f"cache {config.cache}", margin=plan.margin_px, patch_px=plan.patch_px,
+        channels=plan.channels, classes=_classes(cache),
+    )  # fmt: skip
+
+
+def fitting_network(
+    settings: TrainSettings, made: str, *, margin: int, patch_px: int, channels: int, classes: int
+) -> NetworkConfig:
+    """The network for patches of a cache that is there, or that will be made.
+
+    Args:
+        settings: of the training.
+        made: how an error calls the cache.
+        margin: of its images around their labels, pixels.
+        patch_px: side of its labels.
+        channels: of its images.
+        classes: in its labels.
+
+    Raises:
+        ConfigError: they do not fit together.
+    """
+    preset = settings.preset
     network = network_config(
-        config.preset, base_channels=config.base_channels, depth=config.depth, in_channels=plan.channels,
-        classes=classes if classes > 2 else None, members=config.members,
+        preset, base_channels=settings.base_channels, depth=settings.depth, in_channels=channels,
+        classes=classes if classes > 2 else None, members=settings.members,
     )  # fmt: skip
     wanted = margin_px(layers(network))
-    if plan.margin_px != wanted:
+    if margin != wanted:
         raise ConfigError(
-            f"cache {config.cache} has images with a margin of {plan.margin_px} px, but a {config.preset} network of "
-            f"depth {network.depth} needs {wanted}; make a cache with jobs/augment.py --for-preset {config.preset}"
+            f"{made} has images with a margin of {margin} px, but a {preset} network of depth {network.depth} needs "
+            f"{wanted}; make a cache with jobs/augment.py --for-preset {preset}"
         )
-    sides = nearest_output_sides(layers(network), plan.patch_px)
-    if sides != (plan.patch_px,):
+    sides = nearest_output_sides(layers(network), patch_px)
+    if sides != (patch_px,):
         raise ConfigError(
-            f"cache {config.cache} has patches of {plan.patch_px} px, which a network of depth {network.depth} cannot "
-            f"make; the nearest sides are {' and '.join(str(s) for s in sides)}: change --depth or the cache"
+            f"{made} has patches of {patch_px} px, which a network of depth {network.depth} cannot make; the nearest "
+            f"sides are {' and '.join(str(s) for s in sides)}: change --depth or the cache"
         )
     return network
 
