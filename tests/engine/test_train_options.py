@@ -78,3 +78,16 @@ def test_several_classes(ray_cluster: None, tmp_path: Path) -> None:
     assert summary["validation"]["pixel_mismatch"] < 0.05  # by chance 0.67
     assert summary["validation"]["v_rand"] is None
     assert decode((tmp_path / "run" / "model.safetensors").read_bytes())[0].classes == 3
+
+
+def test_a_depth_that_no_cache_fits_is_to_be_left_out() -> None:
+    """Another cache of the preset has the same margin."""
+    from unet_ray.config.train import TrainSettings
+    from unet_ray.engine.train_request import fitting_network
+
+    made = {"margin": 92, "patch_px": 388, "channels": 1, "classes": 2}
+    assert fitting_network(TrainSettings(preset="paper"), "cache c", **made).depth == 5
+    with pytest.raises(ConfigError, match=r"cache c has images with a margin of 92 px.* needs 44; leave --depth out"):
+        fitting_network(TrainSettings(preset="paper", depth=4), "cache c", **made)
+    with pytest.raises(ConfigError, match=r"make a cache with .* --for-preset paper"):
+        fitting_network(TrainSettings(preset="paper"), "cache c", **made | {"margin": 0})

@@ -83,9 +83,11 @@ def fitting_network(
     )  # fmt: skip
     wanted = margin_px(layers(network))
     if margin != wanted:
+        of_depth = margin == margin_px(layers(network_config(preset)))
+        remedy = "leave --depth out" if of_depth else f"make a cache with jobs/augment.py --for-preset {preset}"
         raise ConfigError(
             f"{made} has images with a margin of {margin} px, but a {preset} network of depth {network.depth} needs "
-            f"{wanted}; make a cache with jobs/augment.py --for-preset {preset}"
+            f"{wanted}; {remedy}"
         )
     sides = nearest_output_sides(layers(network), patch_px)
     if sides != (patch_px,):
