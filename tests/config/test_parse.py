@@ -195,6 +195,12 @@ def test_a_home_folder_is_one_wherever_it_is_named(tmp_path, monkeypatch):
     assert images == ("/home/lab/a/*.png", "b~.tif")
 
 
+@pytest.mark.parametrize("sides", [("0", "64", "64"), ("16", "-1", "64"), ("16", "64", "1000001")])
+def test_a_phantom_has_voxels_and_not_too_many(sides):
+    with pytest.raises(ConfigError, match=r"^--phantom\.shape was given (0|-1|1000001): .* than or equal to"):
+        parse(PipelineConfig, ["--phantom.shape", *sides], "pipeline")
+
+
 def test_a_misspelt_required_option_is_named_and_not_called_missing():
     with pytest.raises(ConfigError, match="--volum is not an option of segment; the nearest option is --volume"):
         parse(SegmentConfig, ["--volum", *SEGMENT[1:]], "segment")
@@ -208,6 +214,8 @@ def test_every_missing_option_is_named():
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (["--variants", "1000001"], "^--variants was given 1000001: .* less than or equal to 1000000"),
+        (["--patch-px", "1000000"], "^--patch-px was given 1000000: .* less than or equal to 16384"),
         (["--recipe.rotaton.degrees", "1", "2"], "the nearest option is --recipe.rotation.degrees"),
         (["--recipe.rotation.degrees", "20", "-20"], r"^--recipe.rotation.degrees was given .*20 to -20 is empty"),
         (["--recipe.uniform-noise.low", "-5", "5"], "^--recipe.uniform-noise: low may reach 5, above the least high"),

@@ -186,6 +186,7 @@ def test_evaluate(call_job: Job, stack: Stack, labels: Path, tmp_path: Path) -> 
     refused("no model file", flags=("--model", tmp_path / "no.safetensors"))
     refused("is not a model", flags=("--model", good))
     refused("bootstrap", "greater than or equal to 0", flags=("--bootstrap", "-1"))
+    refused("bootstrap", "less than or equal to 1000000", flags=("--bootstrap", "99999999999"))
 
 
 def test_train(call_job: Job, tmp_path: Path) -> None:

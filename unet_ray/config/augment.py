@@ -24,13 +24,13 @@ class AugmentSettings(Config):
     """What labels mean: interior (bright = inside a cell, as ISBI 2012), membrane (bright = membrane), instances (ids, whose borders are membrane), classes (indices from 0 to at most 31; the weight map is then class balance alone; of two, 1 stands for membrane)."""
     ignore_label: int | None = None
     """Label value of pixels that nobody labelled; they weigh nothing in training."""
-    variants: Annotated[int, Field(ge=1)] = 30
+    variants: Annotated[int, Field(ge=1, le=1_000_000)] = 30
     """Augmented patches per training section; raising it later extends the cache."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed; a patch is a function of seed, stack, section and variant alone."""
     for_preset: PresetName = "default"
     """Network preset whose margin the images get around their labels."""
-    patch_px: Annotated[int, Field(ge=1)] = PATCH_PX["default"]
+    patch_px: Annotated[int, Field(ge=1, le=16384)] = PATCH_PX["default"]
     """Side of a patch's label, pixels; only sides that the network can make. Unless given, the preset's: default 256, paper 388, keras 512."""
     context_sections: Annotated[int, Field(ge=0, le=8)] = 0
     """Sections below and above that become input channels, each."""

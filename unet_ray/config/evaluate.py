@@ -30,7 +30,7 @@ class EvaluateConfig(Config):
     """Model file that made the prediction, one for all predictions or one each: it tells which sections it was trained on. Only where the prediction does not tell (TIFF, or not ours)."""
     images: Place | None = None
     """Raw images: for the report's pictures, and to recognise sections that a model was trained on. Our segmentations name theirs."""
-    bootstrap: Annotated[int, Field(ge=0)] = 1000
+    bootstrap: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
     """Stacks of sections drawn with replacement for the 95 % intervals; 0: no intervals."""
     report: Place | None = None
     """Folder for metrics.json, metrics.csv and pictures, a path or URL."""

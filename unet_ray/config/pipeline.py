@@ -9,11 +9,13 @@ from unet_ray.config.base import Config, Place
 from unet_ray.config.segment import SegmentSettings
 from unet_ray.config.train import TrainSettings
 
+_Side = Annotated[int, Field(ge=1, le=1_000_000)]
+
 
 class PhantomSettings(Config):
     """The synthetic volume of the demo."""
 
-    shape: Annotated[tuple[int, int, int], Field()] = (16, 512, 512)
+    shape: tuple[_Side, _Side, _Side] = (16, 512, 512)
     """Sides (z, y, x), voxels of 50 x 4 x 4 nm."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Another seed is another volume."""
