@@ -17,7 +17,7 @@ from unet_ray.numerics import augment, grey_noise, warp
 from unet_ray.numerics.draw import Drawn, draw
 from unet_ray.numerics.labels import SectionLabels, membrane_and_cells
 from unet_ray.numerics.weight_map import weight_map, weight_reach_px
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.patch_cache import ARRAYS, CachePlan, Patch
 from unet_ray.storage.shards import ShardCodec
 

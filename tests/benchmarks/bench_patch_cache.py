@@ -33,7 +33,7 @@ from unet_ray.config.augment import PATCH_PX, WEIGHTING, AugmentConfig
 from unet_ray.config.recipe import RECIPES
 from unet_ray.engine.augment_plan import prepare
 from unet_ray.engine.augment_worker import AugmentWorker
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.patch_cache import ARRAYS, CachePlan, Patch, PatchCache
 from unet_ray.storage.shard_reader import ShardReader
 from unet_ray.storage.shards import ArraySpec, ShardCodec, put_array, shard_key

@@ -20,7 +20,8 @@ from unet_ray.errors import LabelError, TargetError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import Box
 from unet_ray.numerics.phantom import phantom_block
-from unet_ray.storage.objects import LocalObjects, open_objects
+from unet_ray.storage.local_objects import LocalObjects
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.patch_cache import PatchCache
 
 PER_SHARD = 8

@@ -11,7 +11,7 @@ import torch
 
 from unet_ray.engine.checkpoints import LIST, STATE, take_off_unusable
 from unet_ray.errors import ModelFileError
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.open_objects import open_objects
 
 FOLDERS = [f"checkpoint_2026-01-0{day}_00-00-00.000000" for day in (1, 2, 3)]
 

@@ -11,7 +11,9 @@ from unet_ray.engine.block_work import STAGES
 from unet_ray.engine.past_runs import RUNS, PastRuns, RunRecord, past_runs
 from unet_ray.engine.train_summary import seconds_before
 from unet_ray.errors import TargetError
-from unet_ray.storage.objects import LocalObjects, Objects, open_objects
+from unet_ray.storage.local_objects import LocalObjects
+from unet_ray.storage.objects import Objects
+from unet_ray.storage.open_objects import open_objects
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from unet_ray.engine.run_writer import RunWriter, read_rows
 from unet_ray.engine.train_state import Progressed, best_row
 from unet_ray.engine.train_worker import FORECAST_AFTER, _Clock, passes
 from unet_ray.engine.validation import Validated
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.open_objects import open_objects
 
 
 def validated(loss: float, v_info: float | None) -> Validated:

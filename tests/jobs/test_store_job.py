@@ -21,7 +21,7 @@ from unet_ray.config.parse import parse
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.geometry.box import Box
 from unet_ray.numerics.phantom import phantom_block
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.store_client import open_store
 
 ROOT = Path(__file__).resolve().parents[2]

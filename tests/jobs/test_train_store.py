@@ -13,7 +13,7 @@ import tifffile
 from tests.fault_proxy import Fault, FaultProxy, at_random
 from unet_ray.geometry.box import Box
 from unet_ray.numerics.phantom import phantom_block
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.open_objects import open_objects
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,9 @@ import pytest
 
 from tests.shipped import shipped
 from unet_ray.errors import TargetError, VolumeError
-from unet_ray.storage.objects import LocalObjects, Objects, absolute, open_objects
+from unet_ray.storage.local_objects import LocalObjects
+from unet_ray.storage.objects import Objects, absolute
+from unet_ray.storage.open_objects import open_objects
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -128,7 +130,7 @@ def in_process(code: str, *arguments: str) -> subprocess.Popen:
 
 KILLED_AT = """
 import os, signal, sys
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.open_objects import open_objects
 name, nth, calls = sys.argv[2], int(sys.argv[3]), 0
 original = getattr(os, name)
 def deadly(*arguments):
@@ -166,7 +168,7 @@ def test_killed_within_a_put(tmp_path, call, nth, content, before):
 
 WRITES_FOR_EVER = """
 import sys
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.open_objects import open_objects
 objects, turn = open_objects(sys.argv[1]), 0
 while True:
     objects.put("a", bytes([65 + turn % 26]) * (1 << 20))

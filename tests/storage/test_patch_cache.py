@@ -246,7 +246,7 @@ def test_removing_is_known_as_ours_to_the_end(cache, monkeypatch):
 DIES = """
 import os, signal, sys
 import numpy as np
-from unet_ray.storage.objects import LocalObjects
+from unet_ray.storage.local_objects import LocalObjects
 from unet_ray.storage.patch_cache import Patch, PatchCache
 original = LocalObjects.put
 def deadly(self, key, data):

@@ -194,7 +194,7 @@ DIES = """
 import os, signal, sys
 import numpy as np
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
-from unet_ray.storage.objects import LocalObjects
+from unet_ray.storage.local_objects import LocalObjects
 from unet_ray.storage.segmentation import Segmentation
 from unet_ray.storage.segmentation_layout import SegmentationLayout
 original = LocalObjects.put

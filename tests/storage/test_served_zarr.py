@@ -53,7 +53,7 @@ def test_links_inside_the_group_and_to_the_group_are_followed(group, tmp_path):
 
 
 def test_a_group_in_an_object_store(s3):
-    from unet_ray.storage.objects import open_objects
+    from unet_ray.storage.open_objects import open_objects
 
     open_objects(s3).put("0/c/0", bytes(range(10)))
     served = StoredZarr(s3)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from unet_ray.errors import VolumeError
 from unet_ray.storage import shard_reader, store_client
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.shard_reader import ShardReader
 from unet_ray.storage.shards import ArraySpec, ShardCodec, put_array, put_shard, shard_key
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unet_ray.errors import TargetError
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.shards import (
     ArraySpec,
     ShardCodec,
@@ -104,7 +104,7 @@ def test_encode_pads_and_decode_gives_it_back(shape, seed):
 
 REOPENS_AND_PUTS_ZEROS = """
 import sys, numpy as np
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.shards import ArraySpec, ShardCodec, put_shard
 spec = ArraySpec((5, 20, 20), (2, 16, 16), (1, 8, 8), "uint8", ("z", "y", "x"))
 put_shard(open_objects(sys.argv[1]), "a", ShardCodec(spec), (1, 1, 0), np.zeros((2, 4, 16), np.uint8))

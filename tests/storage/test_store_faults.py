@@ -16,7 +16,8 @@ from tests.fault_proxy import Fault, FaultProxy, always, at_random, first
 from unet_ray.errors import InputError, TargetError, VolumeError
 from unet_ray.geometry.box import Box
 from unet_ray.storage import store_client
-from unet_ray.storage.objects import Objects, open_objects
+from unet_ray.storage.objects import Objects
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.volume import open_volume
 
 pytestmark = pytest.mark.usefixtures("impatient")

@@ -21,7 +21,7 @@ from unet_ray.geometry.block_set import BlockSet
 from unet_ray.report.pictures import contact_sheet_png
 from unet_ray.report.progress import Progress
 from unet_ray.storage.cache_check import verify
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.patch_cache import ARRAYS, CONTACT_SHEET, PatchCache
 
 PICTURED = 10

@@ -13,7 +13,8 @@ from unet_ray.engine.augment_plan import AugmentPlan, from_cache
 from unet_ray.engine.augment_worker import AugmentWorker
 from unet_ray.errors import ConfigError, TargetError, VolumeError
 from unet_ray.storage.fingerprint import differences
-from unet_ray.storage.objects import absolute, open_objects
+from unet_ray.storage.objects import absolute
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.patch_cache import ARRAYS, PatchCache, PatchLike
 from unet_ray.storage.patch_tiff import encode_patch
 

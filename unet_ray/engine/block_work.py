@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, runtime_checkable
 
 from unet_ray.engine.process_memory import peak_rss_bytes
-from unet_ray.storage.objects import is_full
+from unet_ray.storage.local_objects import is_full
 from unet_ray.storage.store_client import is_away
 
 TRIES = 3

@@ -9,7 +9,7 @@ from unet_ray.command import Summary
 from unet_ray.config.evaluate import EvaluateConfig
 from unet_ray.engine.evaluation import run_evaluation
 from unet_ray.report.metrics_csv import metrics_csv
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.open_objects import open_objects
 
 if TYPE_CHECKING:
     from unet_ray.engine.report import Stages

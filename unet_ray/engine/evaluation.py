@@ -11,7 +11,7 @@ from unet_ray.engine.run_facts import hardware
 from unet_ray.report.layers import SectionLayers
 from unet_ray.report.panel_row import PanelRow
 from unet_ray.report.published import PUBLISHED
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.open_objects import open_objects
 
 # What the check of the inputs does not need: compiled loops, and all that draws.
 LATER = ("unet_ray.engine.findings", "unet_ray.engine.section_pictures", "unet_ray.engine.report")

@@ -1,7 +1,7 @@
 """Model files at paths and URLs."""
 
 from unet_ray.errors import ModelFileError, VolumeError
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.open_objects import open_objects
 
 
 def read_model_file(path: str) -> bytes:

@@ -14,8 +14,8 @@ from unet_ray.geometry.box import Triple
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.numerics.phantom import VOXEL_SIZE_NM, phantom_block
 from unet_ray.report.progress import Progress
-from unet_ray.storage.objects import open_objects
 from unet_ray.storage.ome_image import AXES, ome_image
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.shards import (
     ArraySpec,
     Encoded,

@@ -19,7 +19,7 @@ from unet_ray.engine.run_facts import command_line, versions
 from unet_ray.numerics.labels import MAX_CLASSES
 from unet_ray.report.page import Certificate, Facts, Report, Training, report_html
 from unet_ray.report.progress import duration, number
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.patch_cache import CONTACT_SHEET, PatchCache
 from unet_ray.storage.segmentation import Segmentation
 

@@ -46,7 +46,8 @@ from unet_ray.network.unet import network_from_state
 from unet_ray.report.progress import Progress
 from unet_ray.storage.arrow_store import arrow_store
 from unet_ray.storage.failure import reason
-from unet_ray.storage.objects import Objects, absolute, open_objects
+from unet_ray.storage.objects import Objects, absolute
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.patch_cache import PatchCache
 
 SUMMARY = "summary.json"

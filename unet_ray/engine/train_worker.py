@@ -32,7 +32,7 @@ from unet_ray.network.schedule import Schedule
 from unet_ray.network.step import Batch, Precision, make_optimizer, make_scaler, train_step
 from unet_ray.network.unet import Network, new_network
 from unet_ray.report.progress import duration
-from unet_ray.storage.objects import open_objects
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.patch_cache import PatchCache
 
 MODEL = "model.safetensors"

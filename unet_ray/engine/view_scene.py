@@ -9,8 +9,8 @@ from unet_ray.errors import ConfigError, VolumeError
 from unet_ray.report.neuroglancer import LinkedLayer
 from unet_ray.report.tile_png import grey, numbered, overlay
 from unet_ray.storage.image_levels import ImageLevels, open_levels
-from unet_ray.storage.objects import open_objects
 from unet_ray.storage.ome_image import AXES, CHANNEL
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.segmentation import Segmentation
 from unet_ray.storage.segmentation_layout import CLASSES, MASK
 from unet_ray.storage.served_zarr import ServedZarr, StoredZarr, VirtualZarr

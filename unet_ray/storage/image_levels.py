@@ -5,8 +5,9 @@ from typing import Any
 
 import zarr
 
-from unet_ray.storage.objects import absolute, open_objects
+from unet_ray.storage.objects import absolute
 from unet_ray.storage.ome_metadata import level_scales
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.volume import Volume, open_volume
 from unet_ray.storage.volume_zarr import ZarrVolume, open_zarr
 

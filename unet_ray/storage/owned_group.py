@@ -3,7 +3,8 @@
 from typing import Any, ClassVar, Self
 
 from unet_ray.errors import InputError, OutputMismatchError
-from unet_ray.storage.objects import Objects, absolute, open_objects
+from unet_ray.storage.objects import Objects, absolute
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.shards import read_document
 
 ROOT = "zarr.json"

@@ -10,8 +10,9 @@ import zarr
 from zarr.storage import MemoryStore
 
 from unet_ray.geometry.box import Box, triple
-from unet_ray.storage.objects import absolute, open_objects
+from unet_ray.storage.objects import absolute
 from unet_ray.storage.ome_image import AXES, ome_image
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.volume import Volume
 
 CHUNK_SIDE_PX = 512

@@ -18,8 +18,8 @@ from unet_ray.errors import VolumeError
 from unet_ray.geometry.box import Box
 from unet_ray.storage import store_client
 from unet_ray.storage.failure import reason
-from unet_ray.storage.objects import open_objects
 from unet_ray.storage.ome_metadata import Level, find_level
+from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.volume import Volume
 
 _NAMES_SHOWN = 8
