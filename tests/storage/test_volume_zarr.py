@@ -1,6 +1,7 @@
 import json
 import shutil
 import tempfile
+import warnings
 
 import numpy as np
 import pytest
@@ -193,6 +194,15 @@ def test_unnamed_axes_of_old_versions():
     """0.2: t c z y x, without names or scales."""
     level = find_level("a", {"multiscales": [{"version": "0.2", "datasets": [{"path": "0"}]}]})
     assert (level.array, level.axes, level.voxel_size_nm) == ("0", ("t", "c", "z", "y", "x"), None)
+
+
+def test_files_beside_the_arrays_are_not_warned_of(tmp_path):
+    zarr.open_group(str(tmp_path), mode="w").create_array("raw", data=np.zeros((2, 3, 4), np.uint8))
+    (tmp_path / "notes.txt").write_text("x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(VolumeError, match=r"name one: raw$"):
+            open_volume(str(tmp_path))
 
 
 def test_array_of_a_plain_group(tmp_path):

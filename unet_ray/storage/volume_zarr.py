@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -213,7 +214,10 @@ def _holds_programs(path: str) -> VolumeError:
 
 
 def _arrays(group: zarr.Group) -> list[str]:
-    return sorted(name for name, node in group.members(max_depth=None) if isinstance(node, zarr.Array))
+    with warnings.catch_warnings():
+        # zarr warns of each file beside them, as of a patch cache's contact sheet.
+        warnings.simplefilter("ignore")
+        return sorted(name for name, node in group.members(max_depth=None) if isinstance(node, zarr.Array))
 
 
 def _names(group: zarr.Group) -> str:
