@@ -123,6 +123,8 @@ def test_code_that_was_edited_meanwhile_is_a_sentence(tmp_path: Path, monkeypatc
     monkeypatch.setattr(blocks, "own_code", lambda: "0123")
     with pytest.raises(ConfigError, match=r"^node \S+ cannot run this: .* the driver's 0123; .* again: it goes on$"):
         run(tmp_path, 40)
+    with pytest.raises(ConfigError, match=r"^node \S+ cannot run this: .* the driver's 0123; .* again: it goes on$"):
+        run_few(partial(Dying, tmp_path, set(), set(), set()), [2, 5])
     assert not list(tmp_path.iterdir())
 
 
