@@ -76,11 +76,12 @@ def nobody() -> Callable[[], AbstractContextManager[None]]:
         if os.geteuid() != 0:
             yield
             return
-        os.seteuid(65534)
+        # The real one too, by which access() answers; the saved one leads back.
+        os.setresuid(65534, 65534, 0)
         try:
             yield
         finally:
-            os.seteuid(0)
+            os.setresuid(0, 0, 0)
 
     return unprivileged
 

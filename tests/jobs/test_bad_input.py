@@ -218,7 +218,10 @@ def test_pipeline(call_job: Job, stack: Stack, labels: Path, tmp_path: Path) -> 
     refused("is a folder; choose a file name", flags=("--tiff", tmp_path))
     refused("in the way of output", flags=("--tiff", tmp_path / "p" / "run" / "mask.tif"))
     given = ("--images", stack("i.tif"), "--labels", labels)
-    refused("--tiff", "would replace --labels", flags=(*given, "--tiff", labels))
+    others = [(f"--{name}", stack(f"{name}.tif")) for name in ("ignore-masks", "volume", "mask")]
+    for flag, path in (*zip(given[::2], given[1::2], strict=True), *others):
+        everything = (*given, *(word for pair in others for word in pair))
+        refused("--tiff", f"would replace {flag}", flags=(*everything, "--tiff", path))
     refused("no membrane", "one after the other", flags=("--augment.label-kind", "classes"))
     refused("no sections are set apart", flags=given)
     refused("no validation sections are named", flags=(*given, "--augment.exclude-sections", "2"))

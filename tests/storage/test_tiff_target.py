@@ -1,5 +1,9 @@
 """TIFF files that would harm what is read or written, or could not be written, are refused before the work."""
 
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -46,6 +50,14 @@ def test_refused(folder: Path, target: str, source: str, why: str) -> None:
     with pytest.raises(TargetError, match=why):
         check_tiff_targets({"--tiff": tiff}, [("--volume", given), ("--mask", None)], [f"{folder}/new/out.zarr"])
     assert sorted(folder.rglob("*")) == before
+
+
+def test_a_folder_without_permission_is_refused(nobody: Callable[[], AbstractContextManager[None]]) -> None:
+    with tempfile.TemporaryDirectory() as closed:  # root's tests have a folder that nobody else may enter
+        os.chmod(closed, 0o555)
+        why = f"--tiff {closed}/new/mask.tif cannot be written, for {closed} may not be written to; choose another path"
+        with nobody(), pytest.raises(TargetError, match=f"^{why}$"):
+            check_tiff_targets({"--tiff": f"{closed}/new/mask.tif"}, [], [])
 
 
 def test_two_files_of_one_name_are_refused(folder: Path) -> None:
