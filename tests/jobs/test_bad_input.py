@@ -145,6 +145,7 @@ def test_segment(segment: Job, stack: Stack, model_file: Path, class_model_file:
     refused("would replace --mask", flags=("--mask", str(mask), "--tiff", str(mask)))
     refused("would replace --model", flags=("--probability-tiff", str(model_file)))
     refused("in the way of output", flags=("--tiff", f"{tmp_path}/o.zarr/0/mask.tif"))
+    refused("--tiff", "new/ is a folder", flags=("--tiff", f"{tmp_path}/new/"))
     refused("local file", flags=("--probability-tiff", "s3://bucket/p.tif"))
     refused("--tiff and --probability-tiff", flags=("--tiff", "a.tif", "--probability-tiff", "./a.tif"))
     assert (raw, weights) == ((tmp_path / "volume.tif").read_bytes(), model_file.read_bytes())
@@ -189,9 +190,16 @@ def test_evaluate(call_job: Job, stack: Stack, labels: Path, tmp_path: Path) -> 
     refused("bootstrap", "less than or equal to 1000000", flags=("--bootstrap", "99999999999"))
 
 
-def test_train(call_job: Job, tmp_path: Path) -> None:
+def test_train(call_job: Job, labels: Path, tmp_path: Path) -> None:
     given = ["--cache", tmp_path / "cache", "--run", tmp_path / "run"]
     assert_refused(call_job("train", *given), "train", "no patch cache", "jobs/augment.py")
+    for target, *words in (
+        (tmp_path, "is a folder; choose a file name in it", "model.onnx"),
+        (f"{tmp_path}/new/", "is a folder"),
+        (labels / "model.onnx", "is a file"),
+        (tmp_path / "run" / "model.safetensors", "might replace a part of --run", ".onnx"),
+    ):
+        assert_refused(call_job("train", *given, "--export-onnx", target), "train", "--export-onnx", *words)
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "a.txt").write_text("x")
     assert_refused(call_job("train", *given), "train", "not a patch cache")

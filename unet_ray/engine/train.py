@@ -28,6 +28,7 @@ from unet_ray.engine.train_request import (
     claim,
     empty,
     made_with_of,
+    require_export_target,
     require_network,
     require_scores,
     resolved_best_by,
@@ -68,6 +69,7 @@ def train(config: TrainConfig) -> Summary:
     began = time.time()
     if config.export_onnx is not None:
         require_onnx()  # now, not after hours of training
+        require_export_target(config)
     run = open_objects(config.run)
     cache = PatchCache(config.cache)
     cache.require_complete()

@@ -10,12 +10,13 @@ from unet_ray.engine.cluster import threads_each
 from unet_ray.engine.machines import machines
 from unet_ray.engine.model_source import read_model_file
 from unet_ray.engine.train_worker import passes
-from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError
+from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, TargetError
 from unet_ray.geometry.receptive_field import margin_px, nearest_output_sides
 from unet_ray.network.model_file import decode
 from unet_ray.storage.fingerprint import differences, digest
 from unet_ray.storage.objects import Objects, absolute
 from unet_ray.storage.patch_cache import PatchCache
+from unet_ray.storage.tiff_target import require_file_target
 
 RUN = "run.json"
 
@@ -130,6 +131,25 @@ def made_with_of(config: TrainConfig, network: NetworkConfig, cache: PatchCache)
         # Batch normalisation takes its statistics over what all workers pass at once.
         "workers_x_passes": [config.workers, pieces] if network.batch_norm and pieces > 1 else None,
     }
+
+
+def require_export_target(config: TrainConfig) -> None:
+    """Refuse, before the training, an ONNX file that could not be written after it or would replace a part of it.
+
+    Raises:
+        TargetError: it is a folder, in a place where no file can be made, or something else of the run or the cache.
+    """
+    if config.export_onnx is None:
+        return
+    place = absolute(config.export_onnx)
+    if "://" not in place:
+        require_file_target(config.export_onnx.removeprefix("file://"), "--export-onnx", "model.onnx")
+    inside = any(f"{place}/".startswith(f"{absolute(folder)}/") for folder in (config.run, config.cache))
+    if inside and not place.endswith(".onnx"):
+        raise TargetError(
+            f"--export-onnx {config.export_onnx} might replace a part of --run {config.run} or --cache {config.cache}; "
+            "choose a name that ends with .onnx, or another folder"
+        )
 
 
 def claim(run: Objects, config: TrainConfig, made_with: dict[str, Any]) -> dict[str, Any]:

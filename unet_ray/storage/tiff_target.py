@@ -11,12 +11,13 @@ from unet_ray.storage.objects import absolute
 from unet_ray.storage.volume import ZARR_METADATA
 
 
-def require_file_target(path: str, name: str = "") -> Path:
+def require_file_target(path: str, name: str = "", such_as: str = "mask.tif") -> Path:
     """The path as a local file that can be written, as far as that can be told without writing it.
 
     Args:
         path: as it was given.
         name: how an error calls it, such as the flag; nothing: by its path alone.
+        such_as: a file's name that an error proposes.
 
     Raises:
         TargetError: it is a URL, a folder, or in a place where no file can be made.
@@ -25,8 +26,8 @@ def require_file_target(path: str, name: str = "") -> Path:
     if "://" in path:
         raise TargetError(f"{said} cannot take a TIFF, which is written as a local file; choose a local path")
     target = Path(path)
-    if target.is_dir():
-        raise TargetError(f"{said} is a folder; choose a file name in it, such as {target / 'mask.tif'}")
+    if target.is_dir() or path.endswith("/"):
+        raise TargetError(f"{said} is a folder; choose a file name in it, such as {target / such_as}")
     there = next(folder for folder in target.absolute().parents if os.path.exists(folder))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         found = "may not be written to" if there.is_dir() else "is a file"
