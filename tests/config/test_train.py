@@ -19,6 +19,7 @@ TRAIN = ["--cache", "cache.zarr", "--run", "run"]
         (["--max-gradient-norm", "0"], "--max-gradient-norm was given 0.0: .* greater than 0"),
         (["--micro-batch", "0"], "--micro-batch was given 0: .* greater than or equal to 1"),
         (["--momentum", "1"], "--momentum was given 1.0: .* less than 1"),
+        (["--base-channels", "100000000"], "--base-channels was given 100000000: .* less than or equal to 4096"),
         (["--best-by", "rand"], "'rand' for argument '--best-by'"),
         (["--schedule", "cosin"], "'cosin' for argument '--schedule'"),
     ],

@@ -33,7 +33,7 @@ class TrainSettings(Config):
 
     preset: Literal["default", "paper", "keras"] = "default"
     """Network and recipe: default (ours), paper (Ronneberger et al. 2015) or keras (the notebook)."""
-    base_channels: Annotated[int, Field(ge=1)] | None = None
+    base_channels: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Channels of the first level; None: the preset's (default 16, paper and keras 64)."""
     depth: Annotated[int, Field(ge=1, le=8)] | None = None
     """Levels of resolution, the bottom one included; None: the preset's (5)."""
