@@ -28,6 +28,7 @@ from unet_ray.engine.train_request import (
     claim,
     empty,
     made_with_of,
+    noted,
     require_export_target,
     require_network,
     require_scores,
@@ -37,7 +38,7 @@ from unet_ray.engine.train_request import (
 )
 from unet_ray.engine.train_summary import summarise_run
 from unet_ray.engine.train_worker import MODEL, TrainPlan, memory_advice, train_worker
-from unet_ray.errors import ConfigError, TargetError, UnetRayError
+from unet_ray.errors import ConfigError, ModelFileError, TargetError, UnetRayError
 from unet_ray.network.export import onnx_bytes, require_onnx
 from unet_ray.network.loss import Loss
 from unet_ray.network.model_file import decode
@@ -77,10 +78,15 @@ def train(config: TrainConfig) -> Summary:
     network = require_network(config, cache)
     made_with = made_with_of(config, network, cache)
     claimed = claim(run, config, made_with)
-    finished = None if config.overwrite else run.get(SUMMARY)
+    remedy = "remove it, and the same command writes it again"
+    finished: Summary | None = None if config.overwrite else noted(run, config, SUMMARY, remedy)
     if finished is not None:
-        summary: Summary = json.loads(finished)
-        summary |= _export(config, run)
+        if run.size(MODEL) is None:
+            raise ModelFileError(
+                f"the run {config.run} was complete, but its {MODEL} is not there any more; put it back, or train "
+                "again with --overwrite"
+            )
+        summary = finished | _export(config, run)
         return summary | {"seconds": round(time.time() - began, 2), "note": "the run was complete; nothing to do"}
     require_scores(config, cache)
     run.require_writable()

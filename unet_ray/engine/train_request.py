@@ -1,5 +1,6 @@
 """A training as it is asked for, checked against its cache and its run directory before anything is started."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -159,8 +160,7 @@ def claim(run: Objects, config: TrainConfig, made_with: dict[str, Any]) -> dict[
         OutputMismatchError: the directory belongs to another run or to something else.
         ConfigError: the model to begin from would be removed.
     """
-    stored = run.get(RUN)
-    if stored is None:
+    if run.size(RUN) is None:
         foreign = next(iter(run.list()), None)
         if foreign is not None:
             raise OutputMismatchError(
@@ -175,7 +175,7 @@ def claim(run: Objects, config: TrainConfig, made_with: dict[str, Any]) -> dict[
                 "copy it elsewhere first, or choose a new --run"
             )
         return {}
-    earlier: dict[str, Any] = json.loads(stored)
+    earlier = noted(run, config, RUN, "choose a new directory or pass --overwrite") or {}
     # A setting that its version did not have is at its default.
     before = NetworkConfig.model_validate(earlier["made_with"]["network"])
     earlier["made_with"]["network"] = before.model_dump(mode="json")
@@ -187,6 +187,23 @@ def claim(run: Objects, config: TrainConfig, made_with: dict[str, Any]) -> dict[
             f"run {config.run} was started with {', '.join(differing)}; choose a new directory or pass --overwrite"
         )
     return earlier
+
+
+def noted(run: Objects, config: TrainConfig, name: str, remedy: str) -> dict[str, Any] | None:
+    """What a JSON file of the run directory holds; None where it is not there.
+
+    Raises:
+        OutputMismatchError: it was cut off or edited.
+    """
+    data = run.get(name)
+    if data is None:
+        return None
+    found: Any = None
+    with contextlib.suppress(ValueError):
+        found = json.loads(data)
+    if not isinstance(found, dict):
+        raise OutputMismatchError(f"{name} of run {config.run} is empty or damaged; copy it again, or {remedy}")
+    return found
 
 
 def require_scores(config: TrainConfig, cache: PatchCache) -> None:
