@@ -85,7 +85,11 @@ class Prediction:
         Raises:
             VolumeError: the values are no probabilities.
         """
-        return cell_probability(read_section(self.volume, z), self.kind, self.full_scale)
+        values = read_section(self.volume, z)
+        try:
+            return cell_probability(values, self.kind, self.full_scale)
+        except VolumeError as error:
+            raise VolumeError(f"--prediction {self.path}, section {z}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,13 @@ def _open_membrane(path: str, config: EvaluateConfig) -> Volume:
             "scores membranes; give labels that are class indices and --label-kind classes, or a segmentation by a "
             "model of at most 2 classes"
         )
-    return open_volume(path)
+    volume = open_volume(path)
+    if volume.dtype.kind == "i":
+        raise VolumeError(
+            f"--prediction {path} holds {volume.dtype} values, of which none is known to mean certainty; save it as "
+            "unsigned integers, floats from 0 to 1, or a mask of 0 and 255 as uint8"
+        )
+    return volume
 
 
 def _open_classes(path: str) -> Volume:
