@@ -13,8 +13,9 @@ from ray import cloudpickle
 from tests.engine.training import config, rows
 from unet_ray.config.network import network_config
 from unet_ray.engine import train_worker
-from unet_ray.engine.train import Board, _seconds_before
+from unet_ray.engine.train_board import Board
 from unet_ray.engine.train_request import settings_of
+from unet_ray.engine.train_summary import seconds_before
 from unet_ray.engine.train_worker import TrainPlan, _Rank, _with_wait
 
 # Workers get the function below by value: pytest's name of this module is none that they could import.
@@ -55,7 +56,7 @@ def test_a_run_that_is_continued_counts_it() -> None:
     """Rows of earlier versions do not tell of it."""
     earlier = {"event": "step", "seconds": 2.0, "ended": 10.0}
     told = [earlier, earlier | {"wait_seconds": 5.0, "ended": 17.0}, earlier | {"wait_seconds": 5.0, "ended": 30.0}]
-    assert _seconds_before(told, began=20.0) == 2 + 7
+    assert seconds_before(told, began=20.0) == 2 + 7
 
 
 def steps_that_waited(plan: TrainPlan, board: Any, seconds: float) -> tuple[dict[str, Any], list[str]]:
