@@ -14,6 +14,7 @@ import pytest
 
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine import pyramid, segment_forecast, segment_remainder, segment_start, segment_worker
+from unet_ray.engine.block_work import TRIES
 from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_forecast import Measured, measure, spread
 from unet_ray.engine.segment_remainder import Remainder, remainder
@@ -144,6 +145,25 @@ def test_blocks_that_take_long_are_few(
     alone = measure(job, "float32", spread(range(BLOCKS)))
     assert (alone.tiles, alone.startup_seconds) == (1, 0.0)
     assert alone.voxels < several.voxels
+
+
+def test_a_block_that_fails_to_the_end_ends_the_forecast_by_its_own_error(
+    asked: dict[str, Any], tmp_path: Path, by_plain_loop: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = by_plain_loop(asked["volume"], asked["model"], tmp_path / "out.zarr", TILE, 0.5)
+    encode, tries = segment_worker.SegmentWorker.encode, list[int]()
+
+    def fails(worker: segment_worker.SegmentWorker, block: int, result: Any) -> Any:
+        tries.append(block)
+        if block == 3 or (block == 1 and tries.count(1) == 1):
+            raise MemoryError(f"block {block}")
+        return encode(worker, block, result)
+
+    monkeypatch.setattr(segment_worker.SegmentWorker, "encode", fails)
+    with pytest.raises(MemoryError, match="block 3"):
+        measure(job, "float32", [0, 1, 2, 3])
+    assert (tries.count(1), tries.count(3)) == (2, TRIES)
+    assert measure(job, "float32", [0, 1, 2]).blocks == 1
 
 
 def test_chosen_blocks_are_spread_and_each_once() -> None:

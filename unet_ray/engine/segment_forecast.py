@@ -71,36 +71,37 @@ class _Rehearsal(SegmentWorker):
         super().__init__(job, precision)
         self.tiff, self.bytes, self.tiff_bytes = tiff, 0, 0
         self.computed = dict[int, float]()
-        self.error: Exception | None = None
+        self.errors = dict[int, Exception]()
 
     def is_done(self, block: int) -> bool:
         return False
 
     def read(self, block: int) -> BlockInput:
-        with self._kept_errors():
+        with self._kept_error(block):
             return super().read(block)
 
     def compute(self, block: int, data: BlockInput) -> npt.NDArray[Any]:
-        with self._kept_errors():
+        with self._kept_error(block):
             found = super().compute(block, data)
         self.computed[block] = time.perf_counter()
         return found
 
     def encode(self, block: int, result: npt.NDArray[Any]) -> Encoded:
-        self.tiff_bytes += bytes_as_tiff(self.job, result, self.tiff)
-        return super().encode(block, result)
+        with self._kept_error(block):
+            self.tiff_bytes += bytes_as_tiff(self.job, result, self.tiff)
+            return super().encode(block, result)
 
     def write(self, block: int, encoded: Encoded) -> int:
         self.bytes += sum(len(shard) for shard in encoded.values())
         return self.job.layout.blocks.write_box(block).voxels
 
     @contextmanager
-    def _kept_errors(self) -> Iterator[None]:
+    def _kept_error(self, block: int) -> Iterator[None]:
         """A row has an error's sentence alone, but its kind decides the exit code."""
         try:
             yield
         except Exception as error:
-            self.error = error
+            self.errors[block] = error
             raise
 
     def do(self, blocks: Sequence[int]) -> list[dict[str, Any]]:
@@ -110,8 +111,9 @@ class _Rehearsal(SegmentWorker):
             Exception: the error of a block that failed as often as it is tried.
         """
         rows = list(work_through(self, blocks))
-        if self.error is not None and not all(row["ok"] for row in rows):
-            raise self.error
+        for row in rows:
+            if not row["ok"]:
+                raise self.errors[row["block"]]
         return rows
 
 
