@@ -1,5 +1,6 @@
 """The segmentation's files: made, interrupted, damaged, with another threshold, and as others read them."""
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -51,6 +52,33 @@ def files(output):
 def read(path, array=None):
     volume = open_volume(path, array=array)
     return volume.read(Box.of_shape(volume.shape))
+
+
+def test_a_new_voxel_size_shows_when_all_of_it_is_there(output, monkeypatch):
+    """A run that is killed in between leaves the old one in the root, by which the next finds what is to be changed."""
+    new, put_one = replace(LAYOUT, voxel_size_nm=(45.0, 5.0, 5.0)), output.objects.put
+
+    def dies_after(puts):
+        left = iter(range(puts))
+
+        def mortal(key, data):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            put_one(key, data)
+
+        return mortal
+
+    for puts in itertools.count():
+        monkeypatch.setattr(output.objects, "put", dies_after(puts))
+        try:
+            output.create(new, ATTRIBUTES)
+        except KeyboardInterrupt:
+            assert Segmentation(output.path).voxel_size_nm() == (50, 4, 4)
+        else:
+            break
+    assert puts > 3
+    assert open_volume(output.path).voxel_size_nm == open_volume(f"{output.path}/{MASK}").voxel_size_nm == (45, 5, 5)
+    assert Segmentation(output.path).voxel_size_nm() == (45, 5, 5)
 
 
 def test_made_block_by_block(url):
