@@ -259,3 +259,16 @@ def test_only_loopback_is_bound(address):
 def test_settings():
     with pytest.raises(ValueError, match="neuroglancer"):
         ViewConfig(neuroglancer="appspot")
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_connection_that_an_interrupt_closed_is_no_error(capsys, closed):
+    """It falls into the moment between a connection and its thread; other errors are told."""
+    with ViewServer(0, {}, lambda parts: 1 // 0) as server:
+        ours, theirs = socket.socketpair()
+        theirs.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        if closed:
+            ours.close()
+        server.process_request_thread(ours, ("127.0.0.1", 1))
+        theirs.close()
+    assert ("Traceback" in capsys.readouterr().err) != closed

@@ -93,8 +93,8 @@ class ViewServer(ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that goes away in the middle is no error."""
-        if not isinstance(sys.exception(), ConnectionError):
+        """A browser that goes away in the middle is no error, nor is an interrupt, which closes what just came in."""
+        if not isinstance(sys.exception(), ConnectionError) and request.fileno() != -1:
             super().handle_error(request, client_address)
 
 
