@@ -186,7 +186,7 @@ def measure_beside(
 def spread(todo: Sequence[int], most: int = MOST_BLOCKS) -> list[int]:
     """At most so many of the blocks, evenly over all of them.
 
-    >>> spread(range(100, 200))
+    >>> spread(range(100, 200), 5)
     [110, 130, 150, 170, 190]
     """
     count = min(most, len(todo))
