@@ -206,6 +206,7 @@ def test_every_form_of_a_mask_scores_alike(
     assert 0 < expected["pixel_mismatch"] < 0.5
     forms = {
         "0 and 1": write_zarr(tmp_path / "one.zarr", mask),
+        "0 and 1, signed": write_zarr(tmp_path / "signed.zarr", mask.astype(np.int64)),
         "0 and 255": write_zarr(tmp_path / "full.zarr", mask * np.uint8(255)),
         "bool": write_zarr(tmp_path / "bool.zarr", mask.astype(bool)),
         "float": write_zarr(tmp_path / "float.zarr", mask.astype(np.float32)),
@@ -213,6 +214,9 @@ def test_every_form_of_a_mask_scores_alike(
     }
     for form, path in forms.items():
         assert same(evaluate(EvaluateConfig(prediction=path, labels=str(labels))), expected), form
+    signed = write_zarr(tmp_path / "no-mask.zarr", 100 * mask.astype(np.int16))
+    with pytest.raises(VolumeError, match=r"^--prediction .*no-mask.zarr, section \d: .* holds int16 values"):
+        evaluate(EvaluateConfig(prediction=signed, labels=str(labels)))
 
 
 @pytest.mark.usefixtures("here")

@@ -175,7 +175,6 @@ def test_evaluate(call_job: Job, stack: Stack, labels: Path, tmp_path: Path) -> 
 
     refused("cannot find", prediction=tmp_path / "no.tif")
     refused("(2, 64, 72)", "(3, 64, 72)", prediction=stack("short.tif", np.zeros((2, 64, 72), np.uint8)))
-    refused("signed.tif holds int16", "uint8", prediction=stack("signed.tif", np.zeros((3, 64, 72), np.int16)))
     refused("asks for section 4", flags=("--sections", "4"))
     refused("cannot be written", flags=("--report", tmp_path / "file" / "report"))
     refused("--images", flags=("--images", stack("small.tif", np.zeros((3, 8, 8), np.uint8))))

@@ -178,13 +178,7 @@ def _open_membrane(path: str, config: EvaluateConfig) -> Volume:
             "scores membranes; give labels that are class indices and --label-kind classes, or a segmentation by a "
             "model of at most 2 classes"
         )
-    volume = open_volume(path)
-    if volume.dtype.kind == "i":
-        raise VolumeError(
-            f"--prediction {path} holds {volume.dtype} values, of which none is known to mean certainty; save it as "
-            "unsigned integers, floats from 0 to 1, or a mask of 0 and 255 as uint8"
-        )
-    return volume
+    return open_volume(path)
 
 
 def _open_classes(path: str) -> Volume:
