@@ -1,5 +1,6 @@
 """Levels of lower resolution through real Ray: what they hold, what rewrites them, what leaves them alone."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,16 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import zarr
 
 from unet_ray.config.network import network_config
 from unet_ray.config.segment import SegmentConfig
-from unet_ray.engine import pyramid, segment_plan
+from unet_ray.engine import pyramid, segment_plan, segment_request, segment_start
 from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_remainder import Remainder, remainder
 from unet_ray.engine.segment_request import open_request
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.numerics.downsample import downsample
+from unet_ray.storage.segmentation import ATTRIBUTE
 from unet_ray.storage.segmentation_layout import MASK
 from unet_ray.storage.volume import open_volume
 
@@ -94,6 +97,30 @@ def test_each_level_is_the_mean_of_the_one_below(made: tuple[Path, dict[str, Any
         assert np.ptp(expected) > 3
         assert np.array_equal(level(out, number), expected)
         assert np.array_equal(level(out, number, MASK), expected > THRESHOLD * 255)
+
+
+def test_an_output_that_was_begun_with_padded_levels_goes_on_with_them(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segment_plan, "LARGEST_CHUNK_PX", 8)  # so a fifth level, of 5 x 5 px
+    old, new = tmp_path / "old.zarr", tmp_path / "new.zarr"
+    with monkeypatch.context() as patch:
+        for module in (segment_request, segment_start):
+            patch.setattr(module, "CUT", 1)
+        segment(SegmentConfig(**asked, sections=("0",), output=str(old)))
+    document = json.loads((old / "zarr.json").read_text())
+    assert document["attributes"][ATTRIBUTE].pop("cut") == 1  # nor was it said then
+    (old / "zarr.json").write_text(json.dumps(document))
+    for out in (old, new):
+        assert segment(SegmentConfig(**asked, output=str(out)))["status"] == "complete"
+    sides = {out: [zarr.open_array(out / str(number)).shards[2] for number in range(5)] for out in (old, new)}
+    assert sides == {old: [16] * 5, new: [16, 16, 16, 16, 8]}
+    expected = level(old, 0)
+    for number in range(5):
+        expected = downsample(expected, FACTORS) if number else expected
+        for out in (old, new):
+            assert np.array_equal(level(out, number), expected)
+            assert np.array_equal(level(out, number, MASK), expected > THRESHOLD * 255)
 
 
 def test_a_repair_rewrites_what_was_made_from_it_and_nothing_else(

@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import zarr
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from tests.storage.test_segmentation import files
 from unet_ray.geometry.box import Box
@@ -37,6 +39,33 @@ def test_levels_cover_the_volume_and_each_block_has_its_own_source():
             # Whole blocks: nobody else reads them.
             assert sum(below.write_box(child).voxels for child in children) == box.voxels
         assert (seen == 1).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.tuples(st.integers(1, 9), st.integers(1, 90), st.integers(1, 90)),
+    st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)),
+    st.lists(st.sampled_from([(1, 2, 2), (2, 2, 2), (1, 3, 2)]), max_size=4),
+)
+@example((5, 70, 90), (2, 1, 1), [(1, 2, 2), (2, 2, 2)])
+def test_shards_of_coarse_levels_are_cut_to_the_level_alone(volume, tiles, factors):
+    """Their places, sources and what lies above them are those of padded ones."""
+    blocks = BlockGrid(TileGrid(volume, (1, 16, 16)), tiles)
+    layout = SegmentationLayout(blocks, (1, 8, 8), None, tuple(factors))
+    padded = replace(layout, padded=True)
+    for level in layout.levels:
+        grid, spec = layout.grid(level), layout.spec(level)
+        assert (spec.shape, spec.shard) == (grid.tiles.volume, grid.shard)
+        for side, shard, full, chunk in zip(grid.tiles.volume, grid.shard, blocks.shard, (1, 8, 8), strict=True):
+            assert shard % chunk == 0
+            assert shard == (full if level == 0 or full <= side else -(-side // chunk) * chunk)
+        assert grid.counts == padded.grid(level).counts
+        assert padded.spec(level).shard == blocks.shard
+        for block in range(grid.num_blocks):
+            assert grid.write_box(block) == padded.grid(level).write_box(block)
+            if level:
+                children = list(layout.grid(level - 1).blocks_touching(layout.source(level, block)))
+                assert layout.above(level, children) == {block}
 
 
 def test_levels_in_the_metadata(tmp_path):

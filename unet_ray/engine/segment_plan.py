@@ -19,6 +19,8 @@ BLOCK_VOXELS = 16 * 1024**2
 SECTIONS_PER_BLOCK = 8
 # Enough blocks to keep a small cluster busy and to lose little to a kill.
 FEWEST_BLOCKS = 64
+# How `layout_for` cuts; an output keeps the way that it was begun with.
+CUT = 2
 PROBE_PX = 128
 
 
@@ -85,6 +87,7 @@ def layout_for(
     voxel_size_nm: VoxelSize | None,
     factors: tuple[Triple, ...] | None = None,
     dtype: Dtype = "uint8",
+    cut: int = CUT,
 ) -> SegmentationLayout:
     """Blocks, chunks and pyramid of a volume's segmentation, a function of the arguments alone.
 
@@ -95,6 +98,7 @@ def layout_for(
         voxel_size_nm: (z, y, x); None: unknown.
         factors: of the pyramid, where an output has one already; None: `pyramid_factors`.
         dtype: of the stored probabilities.
+        cut: 1: shards of coarse levels are padded; 2: they are not.
     """
     classes = network.classes if network.classes > 2 else 1
     halo = halo_px(layers(network))
@@ -109,7 +113,7 @@ def layout_for(
         blocks = larger
     chunk = chunk_px(tile_px)
     levels = pyramid_factors(volume, voxel_size_nm) if factors is None else factors
-    return SegmentationLayout(blocks, (1, chunk, chunk), voxel_size_nm, levels, classes, dtype)
+    return SegmentationLayout(blocks, (1, chunk, chunk), voxel_size_nm, levels, classes, dtype, padded=cut < 2)
 
 
 def pyramid_factors(volume: Triple, voxel_size_nm: VoxelSize | None) -> tuple[Triple, ...]:

@@ -9,7 +9,7 @@ from unet_ray.config.sections import parse_roi, parse_sections
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.model_fit import check_classes, check_fit, grey_levels, voxel_size
 from unet_ray.engine.model_source import read_model_file
-from unet_ray.engine.segment_plan import layout_for, resolve_tile_px
+from unet_ray.engine.segment_plan import CUT, layout_for, resolve_tile_px
 from unet_ray.engine.segment_worker import Job
 from unet_ray.errors import ConfigError
 from unet_ray.geometry.block_set import BlockSet
@@ -105,7 +105,8 @@ def open_request(config: SegmentConfig) -> Request:
     factors = None if stored is None else tuple(triple(factor) for factor in stored["pyramid"])
     continued = stored is not None and config.voxel_size_nm is None
     voxel_nm = output.voxel_size_nm() if continued else voxel_size(config, volume, metadata)
-    layout = layout_for(volume.shape, tile_px, network, voxel_nm, factors, config.probability_dtype)
+    cut = CUT if stored is None else stored.get("cut", 1)
+    layout = layout_for(volume.shape, tile_px, network, voxel_nm, factors, config.probability_dtype, cut)
     job = Job(
         volume, model, intensity, output, layout, config.threshold, threads=1, gpus_each=float(config.use_gpu),
         tta=config.tta, tiles_at_once=1 if stored is None else stored.get("tiles_at_once", 1), mask=mask,

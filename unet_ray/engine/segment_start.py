@@ -9,7 +9,7 @@ from unet_ray.config.network import layers
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.calibration import Calibration
 from unet_ray.engine.cluster import fewest_threads, gpu_share, pool_size, threads_each
-from unet_ray.engine.segment_plan import layout_for, tile_sides
+from unet_ray.engine.segment_plan import CUT, layout_for, tile_sides
 from unet_ray.engine.segment_request import Request
 from unet_ray.engine.segment_worker import Probed, block_seconds, calibrate_on_worker, on_worker, probe_on_worker
 from unet_ray.geometry.receptive_field import legal_output_sides, pooling_factor
@@ -77,7 +77,9 @@ def calibrated(request: Request) -> tuple[Request, Calibration]:
     else:
         found = on_worker(job, calibrate_on_worker, job, config.precision, config.tile_px, config.tiles_at_once)
     network, _, _ = decode(job.model)
-    layout = layout_for(job.volume.shape, found.tile_px, network, job.layout.voxel_size_nm, dtype=job.layout.dtype)
+    layout = layout_for(
+        job.volume.shape, found.tile_px, network, job.layout.voxel_size_nm, dtype=job.layout.dtype, cut=CUT
+    )
     return replace(request, job=replace(job, layout=layout, tiles_at_once=found.tiles_at_once)), found
 
 
@@ -112,6 +114,7 @@ def begin(request: Request) -> Request:
         "tiles_at_once": calibration.tiles_at_once,
         "calibration": calibration.pixels_per_second,
         "pyramid": job.layout.factors,
+        "cut": CUT,
         "seam": asdict(certificate),
         "resolved_on": found.hardware,
         "block_seconds": block_seconds(job, found.pixels_per_second),

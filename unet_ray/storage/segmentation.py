@@ -186,7 +186,7 @@ class Segmentation(OwnedGroup):
         level: int = 0,
     ) -> Encoded:
         """A block's label image and then its probability, the record."""
-        record = self._encoder(layout.spec()).encode(probability)
+        record = self._encoder(layout.spec(level)).encode(probability)
         label = self.encode_label(layout, block, probability, threshold, level)
         return label | {layout.record(level, block): record}
 
@@ -200,7 +200,7 @@ class Segmentation(OwnedGroup):
     ) -> Encoded:
         """A block's label image alone, from its stored probability."""
         key = shard_key(f"{layout.label}/{level}", layout.grid(level).position(block))
-        return {key: self._encoder(layout.label_spec()).encode(layout.label_of(probability, threshold))}
+        return {key: self._encoder(layout.label_spec(level)).encode(layout.label_of(probability, threshold))}
 
     def put(self, encoded: Encoded) -> None:
         """Put what `encode` or `encode_label` made."""
@@ -314,7 +314,6 @@ class Segmentation(OwnedGroup):
         return sorted(found)
 
     def _encoder(self, spec: ArraySpec) -> ShardCodec:
-        # All levels have the same shards, so one codec does for all.
         if spec not in self._codecs:
             self._codecs[spec] = ShardCodec(spec)
         return self._codecs[spec]

@@ -29,6 +29,8 @@ class SegmentationLayout:
         factors: by which each further level of the pyramid divides the one before, (z, y, x).
         classes: probabilities of a voxel: 1 is the membrane's, more are one per class, on an axis before z.
         dtype: of the stored probabilities.
+        padded: whether shards of coarse levels are as large as the volume's own, what is outside the level filled
+            with 0, as in outputs of the first format.
     """
 
     blocks: BlockGrid
@@ -37,6 +39,7 @@ class SegmentationLayout:
     factors: tuple[Triple, ...] = ()
     classes: int = 1
     dtype: Dtype = "uint8"
+    padded: bool = False
 
     @property
     def label(self) -> str:
@@ -58,13 +61,20 @@ class SegmentationLayout:
         return triple([prod(factor[axis] for factor in self.factors[:level]) for axis in range(3)])
 
     def grid(self, level: int) -> BlockGrid:
-        """Blocks of a level; all levels have shards of the same sides."""
+        """Blocks of a level.
+
+        All levels have shards of the same sides, but for an axis on which one chunk or a few are all there is.
+        """
         if level == 0:
             return self.blocks
         shape = self.blocks.tiles.volume
         for factor in self.factors[:level]:
             shape = triple([-(-side // f) for side, f in zip(shape, factor, strict=True)])
-        return BlockGrid(TileGrid(shape, self.blocks.shard), (1, 1, 1))
+        shard = self.blocks.shard
+        if not self.padded:
+            covered = (-(-side // chunk) * chunk for side, chunk in zip(shape, self.chunk, strict=True))
+            shard = triple([min(pair) for pair in zip(shard, covered, strict=True)])
+        return BlockGrid(TileGrid(shape, shard), (1, 1, 1))
 
     def source(self, level: int, block: int) -> Box:
         """What a block of a level above 0 is made from: voxels of the level below."""
@@ -90,7 +100,8 @@ class SegmentationLayout:
 
     def label_spec(self, level: int = 0) -> ArraySpec:
         """Sides of a level's label image."""
-        return ArraySpec(self.grid(level).tiles.volume, self.blocks.shard, self.chunk, "uint8", AXES)
+        grid = self.grid(level)
+        return ArraySpec(grid.tiles.volume, grid.shard, self.chunk, "uint8", AXES)
 
     def place(self, level: int, block: int) -> tuple[int, ...]:
         """Place of a block's record in the grid of shards."""
