@@ -13,13 +13,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
 from unet_ray.config.network import network_config
-from unet_ray.engine import calibration, segment_worker
+from unet_ray.config.segment import SegmentConfig
+from unet_ray.engine import calibration, cluster, segment_start, segment_worker
 from unet_ray.engine.calibration import calibrate, choose
+from unet_ray.engine.machines import Machine
 from unet_ray.engine.segment_plan import computed_px, layout_for, resolve_tile_px, tile_sides
+from unet_ray.engine.segment_request import Request, open_request
+from unet_ray.engine.segment_start import largest_tile_px
 from unet_ray.engine.segment_worker import Job, SegmentWorker, block_seconds, on_worker, probe_on_worker
 from unet_ray.errors import UnetRayError
 from unet_ray.geometry.tiles import BlockGrid
@@ -78,6 +83,84 @@ def test_a_cpu_whose_cache_holds_small_windows_gets_small_tiles(monkeypatch: pyt
     assert found.tile_px < 350
     assert found.tiles_at_once == 1
     assert set(found.pixels_per_second) == {"256 x 1", "512 x 1", "768 x 1", "1024 x 1"}
+
+
+def test_a_side_above_those_timed_is_timed_before_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1424 px take a section of 1416 in one piece, with 0.78 of the pixels of four tiles of 720."""
+    volume, timed = (500, 1416, 1416), ["256 x 1", "512 x 1", "768 x 1", "1024 x 1"]
+    clock(monkeypatch, lambda *_: 1e6)
+    assert calibrate(nothing, volume, NETWORK, "cpu").tile_px == 720
+    found = calibrate(nothing, volume, NETWORK, "cpu", largest_px=2048)
+    assert (found.tile_px, list(found.pixels_per_second)) == (1424, [*timed, "1424 x 1"])
+    # On the window, halo included.
+    clock(monkeypatch, lambda side, _: 1e6 if side < 1600 else 0.7e6)
+    found = calibrate(nothing, volume, NETWORK, "cpu", largest_px=2048)
+    assert (found.tile_px, list(found.pixels_per_second)) == (720, [*timed, "1424 x 1"])
+
+    def small_machine(windows: npt.NDArray[np.uint8]) -> None:
+        if windows.size > 1600**2:
+            raise MemoryError
+
+    clock(monkeypatch, lambda *_: 1e6)
+    found = calibrate(small_machine, volume, NETWORK, "cpu", largest_px=2048)
+    assert (found.tile_px, list(found.pixels_per_second)) == (720, timed)
+
+
+@pytest.fixture
+def large(tmp_path: Path, write_model: Callable[..., str]) -> Callable[..., Request]:
+    """The request for a volume of 500 sections of 1416 px, of which nothing is stored."""
+    volume = str(tmp_path / "volume.zarr")
+    zarr.create_array(volume, shape=(500, 1416, 1416), chunks=(1, 1416, 1416), dtype="u1", fill_value=7)
+    model = write_model(tmp_path / "model", "default", base_channels=8)
+
+    def request(**options: Any) -> Request:
+        config = SegmentConfig(volume=volume, model=model, output=str(tmp_path / "out.zarr"), **options)
+        return open_request(config)
+
+    return request
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "whole"),
+    [
+        ([Machine(2, 0, memory=32 << 30)], {}, True),
+        ([Machine(2, 0)], {}, True),  # memory is not known
+        ([Machine(8, 0, memory=32 << 30), Machine(7, 0, memory=32 << 30)], {}, True),  # 125 blocks of 4 sections
+        (
+            [Machine(8, 0, memory=64 << 30), Machine(8, 0, memory=64 << 30)],
+            {},
+            False,
+        ),  # 500, of four tiles a section, of smaller ones
+        ([Machine(2, 0, memory=2 << 30)], {}, False),
+        ([Machine(2, 0, memory=2 << 30)], {"workers": 1}, True),
+        ([Machine(2, 0, memory=32 << 30)], {"sections": ("0:252",)}, False),  # 63 blocks
+        ([Machine(2, 0, memory=32 << 30)], {"sections": ("0:256",)}, True),
+        ([Machine(2, 0, memory=32 << 30)], {"roi": "0:80,0:100,0:100"}, False),
+        ([Machine(2, 1, memory=32 << 30)], {"use_gpu": True}, False),
+    ],
+)
+def test_a_large_section_is_one_tile_where_that_costs_no_worker(
+    large: Callable[..., Request],
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: list[Machine],
+    options: dict[str, Any],
+    whole: bool,
+) -> None:
+    for module in (cluster, segment_start):
+        monkeypatch.setattr(module, "machines", lambda: nodes)
+    assert (largest_tile_px(large(**options)) == 1416) is whole
+
+
+def test_no_pass_decides_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large windows the second pass is as slow as the first, while the allocator still grows."""
+    now, passes = [0.0], iter([9.0, 2.0, 1.0, 2.0, 7.0])
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: now[0])
+
+    def predict(_: npt.NDArray[np.uint8]) -> None:
+        now[0] += next(passes) / 10
+
+    assert calibration._seconds(predict, np.zeros(1, np.uint8)) == pytest.approx(0.1)
+    assert next(passes) == 7.0
 
 
 def test_a_gpu_that_likes_full_passes_gets_several_small_tiles_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,21 @@ def test_large_volumes_get_large_blocks_and_small_ones_many():
     assert (small.blocks.shard, small.blocks.num_blocks, small.voxel_size_nm) == ((3, 256, 256), 40, (50, 4, 4))
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 300), st.sampled_from([16, 720, 1024, 1040, 1424, 2048, 4096]))
+@example(500, 1424)
+def test_blocks_of_larger_tiles_are_less_deep(sections, tile):
+    """So that they hold no more than those of usual ones; of an output that was begun otherwise they stay."""
+    volume = (sections, 5000, 5000)
+    depth, before = (
+        layout_for(volume, tile, network_config("default"), None, cut=cut).blocks.shard[0] for cut in (2, 1)
+    )
+    assert before == min(SECTIONS_PER_BLOCK, max(1, sections // SECTIONS_PER_BLOCK))
+    most = max(1, SECTIONS_PER_BLOCK * LARGEST_TILE_PX**2 // tile**2)
+    assert depth == min(before, most)
+    assert depth == before or tile > LARGEST_TILE_PX
+
+
 @settings(max_examples=200, deadline=None)
 @given(volumes, st.integers(0, 7), st.integers(1, 40))
 @example((1, 300, 300), 7, 1)

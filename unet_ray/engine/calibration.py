@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_ray.config.network import NetworkConfig, layers
-from unet_ray.engine.segment_plan import computed_px, tile_sides
+from unet_ray.engine.segment_plan import LARGEST_TILE_PX, computed_px, tile_sides
 from unet_ray.geometry.box import Triple
 from unet_ray.geometry.receptive_field import halo_px, pooling_factor
 from unet_ray.network.out_of_memory import is_out_of_memory
 
 Windows = npt.NDArray[np.uint8]
-# Sides that are timed; what lies between is interpolated.
+# Sides that are timed; what lies between is interpolated. One above them is timed where it promises to be the best.
 SIDES_PX = (256, 512, 768, 1024)
 # A CPU is as fast with one tile as with several; a GPU is idle between small ones.
 TILES_AT_ONCE = {"cpu": (1,), "cuda": (1, 4, 16)}
@@ -23,6 +23,8 @@ LARGEST_PASS_PX = 4 * 1024**2
 # A segmentation that takes less time is not worth the measurement.
 WORTH_SECONDS = 300.0
 LEAST_SECONDS = 0.2
+# Of large windows the first passes also find out how the allocator lays out memory, which is then mapped page by page.
+LEAST_PASSES, MOST_SECONDS = 4, 6.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def calibrate(
     *,
     tile_px: int | None = None,
     tiles_at_once: int | None = None,
+    largest_px: int = LARGEST_TILE_PX,
 ) -> Calibration:
     """Time forward passes, the smallest side first, and choose what a volume takes the least time with.
 
@@ -62,15 +65,16 @@ def calibrate(
         device: "cpu" or "cuda".
         tile_px: the side, where it is not to be chosen.
         tiles_at_once: the tiles of a pass, where they are not to be chosen.
+        largest_px: the largest side to choose.
     """
     factor, halo = pooling_factor(layers(network)), halo_px(layers(network))
-    possible = tile_sides(volume, factor)
+    possible = tile_sides(volume, factor, largest_px)
     sides = dict.fromkeys(side // factor * factor for side in SIDES_PX if factor <= side <= possible[-1])
     counts = TILES_AT_ONCE[device] if tiles_at_once is None else (tiles_at_once,)
     least = min(computed_px(volume, side, halo) for side in possible) * volume[0]
     measured: dict[tuple[int, int], float] = {}
-    for side in [tile_px] if tile_px is not None else list(sides) or [possible[-1]]:
-        fits = False
+
+    def fits(side: int) -> bool:
         for tiles in counts:
             shape = (tiles, network.in_channels, side + 2 * halo, side + 2 * halo)
             pixels = tiles * shape[2] * shape[3]
@@ -78,16 +82,23 @@ def calibrate(
                 break
             try:
                 measured[side, tiles] = pixels / _seconds(predict, np.full(shape, 127, np.uint8))
-                fits = True
             except Exception as error:
                 if not measured or not is_out_of_memory(error):
                     raise
                 break
-        if not fits:
+        return any(timed == side for timed, _ in measured)
+
+    side = 0
+    for side in [tile_px] if tile_px is not None else list(sides) or [possible[-1]]:
+        if not fits(side):
             possible = [smaller for smaller in possible if smaller < side]
             break
         if least / max(measured.values()) < WORTH_SECONDS:
             break
+    else:
+        above = choose(measured, volume, possible, halo).tile_px
+        if tile_px is None and above > side and not fits(above):
+            possible = [smaller for smaller in possible if smaller <= side]
     if tile_px is not None:
         possible = [tile_px]
     found = choose(measured, volume, possible, halo)
@@ -126,7 +137,7 @@ def choose(
 def _seconds(predict: Callable[[Windows], object], windows: Windows) -> float:
     """Of one pass, the fastest of some: the first one also loads and compiles."""
     taken: list[float] = []
-    while len(taken) < 2 or sum(taken[1:]) < LEAST_SECONDS:
+    while len(taken) < 2 or sum(taken[1:]) < LEAST_SECONDS or (len(taken) < LEAST_PASSES and sum(taken) < MOST_SECONDS):
         start = time.perf_counter()
         predict(windows)
         taken.append(time.perf_counter() - start)

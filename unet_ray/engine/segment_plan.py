@@ -13,6 +13,9 @@ from unet_ray.storage.segmentation_layout import SegmentationLayout
 
 # Larger windows waste less halo but need more memory: 1024 px and 64 channels are about 2 GB in float32.
 LARGEST_TILE_PX = 1024
+# On CPUs, where memory holds such tiles of all workers: a section of 1416 px in one piece has 0.78 of the pixels to
+# compute that four tiles of 720 px have, and each takes as long.
+LARGEST_CPU_TILE_PX = 2048
 LARGEST_CHUNK_PX = 256
 # Of probability: with several classes a block holds so many fewer voxels, as far as one tile lets it.
 BLOCK_VOXELS = 16 * 1024**2
@@ -51,13 +54,13 @@ def resolve_tile_px(asked: int | str, volume: Triple, network: NetworkConfig) ->
     raise TileGridError(f"tile side {asked} {why}; with halo {halo} the nearest sides are {nearest}")
 
 
-def tile_sides(volume: Triple, factor: int) -> list[int]:
+def tile_sides(volume: Triple, factor: int, largest: int = LARGEST_TILE_PX) -> list[int]:
     """Sides of a tile that a volume can be cut into, ascending: multiples of the pooling factor that have chunks.
 
-    The last is the first that takes a whole section, or the largest there is.
+    The last is the first that takes a whole section, or the last that is no larger than ``largest``.
     """
     whole = next(side for side in itertools.count(-(-max(volume[1:]) // factor) * factor, factor) if _has_chunks(side))
-    return [side for side in range(factor, min(LARGEST_TILE_PX, whole) + 1, factor) if _has_chunks(side)]
+    return [side for side in range(factor, min(largest, whole) + 1, factor) if _has_chunks(side)]
 
 
 def chunk_px(tile_px: int) -> int:
@@ -98,13 +101,16 @@ def layout_for(
         voxel_size_nm: (z, y, x); None: unknown.
         factors: of the pyramid, where an output has one already; None: `pyramid_factors`.
         dtype: of the stored probabilities.
-        cut: 1: shards of coarse levels are padded; 2: they are not.
+        cut: 1: as deep for large tiles as for others, shards of coarse levels padded; 2: neither.
     """
     classes = network.classes if network.classes > 2 else 1
     halo = halo_px(layers(network))
     context = (network.in_channels - 1) // 2
     tiles = TileGrid(volume, (1, tile_px, tile_px), (context, halo, halo))
     depth = min(SECTIONS_PER_BLOCK, max(1, volume[0] // SECTIONS_PER_BLOCK))
+    # A block of larger tiles has fewer sections instead: no more is lost to a kill, nor left for the last worker.
+    if cut > 1:
+        depth = min(depth, max(1, SECTIONS_PER_BLOCK * LARGEST_TILE_PX**2 // tile_px**2))
     blocks = BlockGrid(tiles, (depth, 1, 1))
     for side in range(2, max(tiles.counts[1:]) + 1):
         larger = BlockGrid(tiles, (depth, side, side))

@@ -9,7 +9,15 @@ from unet_ray.config.network import layers
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.calibration import Calibration
 from unet_ray.engine.cluster import fewest_threads, gpu_share, pool_size, threads_each
-from unet_ray.engine.segment_plan import CUT, layout_for, tile_sides
+from unet_ray.engine.machines import machines
+from unet_ray.engine.segment_plan import (
+    CUT,
+    FEWEST_BLOCKS,
+    LARGEST_CPU_TILE_PX,
+    LARGEST_TILE_PX,
+    layout_for,
+    tile_sides,
+)
 from unet_ray.engine.segment_request import Request
 from unet_ray.engine.segment_worker import Probed, block_seconds, calibrate_on_worker, on_worker, probe_on_worker
 from unet_ray.geometry.receptive_field import legal_output_sides, pooling_factor
@@ -19,6 +27,8 @@ from unet_ray.storage.objects import absolute
 from unet_ray.storage.segmentation import UNSAID
 
 MOST_THREADS = 4
+# Then a worker without a block at the end is idle for an eighth of the time at most.
+BLOCKS_PER_WORKER = 8
 
 
 def resolve_actors(request: Request) -> Request:
@@ -69,13 +79,40 @@ def _say_unused(config: SegmentConfig, stored: Mapping[str, Any]) -> None:
             )
 
 
+def largest_tile_px(request: Request) -> int:
+    """The largest side of a tile that leaves every worker of a new output its memory, and blocks enough.
+
+    What shares a GPU waits for the CPUs beside it, not for the network, and keeps the usual largest.
+    """
+    job = request.job
+    if job.gpus_each:
+        return LARGEST_TILE_PX
+    network, _, _ = decode(job.model)
+    workers, nodes = pool_size(request.config.workers, job.threads), machines()
+
+    def suits(side: int) -> bool:
+        inner = next(legal_output_sides(layers(network), at_least=side + 2 * job.crop))
+        needed = predicting_bytes(network, inner)
+        if sum(node.fits(job.threads, 0, needed) for node in nodes) < workers:
+            return False
+        layout = layout_for(job.volume.shape, side, network, job.layout.voxel_size_nm, dtype=job.layout.dtype, cut=CUT)
+        blocks = len(replace(request, job=replace(job, layout=layout)).chosen())
+        return blocks >= max(FEWEST_BLOCKS, BLOCKS_PER_WORKER * workers)
+
+    sides = tile_sides(job.volume.shape, pooling_factor(layers(network)), LARGEST_CPU_TILE_PX)
+    return next((side for side in reversed(sides) if side > LARGEST_TILE_PX and suits(side)), LARGEST_TILE_PX)
+
+
 def calibrated(request: Request) -> tuple[Request, Calibration]:
     """The request for a new output, cut into tiles as suits the hardware of a worker that will compute."""
     config, job = request.config, request.job
     if config.tile_px != "auto" and (config.tiles_at_once != "auto" or not job.gpus_each):
         found = Calibration(config.tile_px, 1 if config.tiles_at_once == "auto" else config.tiles_at_once, {})
     else:
-        found = on_worker(job, calibrate_on_worker, job, config.precision, config.tile_px, config.tiles_at_once)
+        found = on_worker(
+            job, calibrate_on_worker, job, config.precision, config.tile_px, config.tiles_at_once,
+            largest_tile_px(request),
+        )  # fmt: skip
     network, _, _ = decode(job.model)
     layout = layout_for(
         job.volume.shape, found.tile_px, network, job.layout.voxel_size_nm, dtype=job.layout.dtype, cut=CUT

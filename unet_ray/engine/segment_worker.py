@@ -253,15 +253,16 @@ def on_workers(
 
 
 def calibrate_on_worker(
-    job: Job, precision: str, tile_px: int | Literal["auto"], tiles_at_once: int | Literal["auto"]
+    job: Job, precision: str, tile_px: int | Literal["auto"], tiles_at_once: int | Literal["auto"], largest_px: int
 ) -> Calibration:
-    """Tile side and tiles at once that suit this worker's hardware; what is given is kept."""
+    """Tile side, up to the largest, and tiles at once that suit this worker's hardware; what is given is kept."""
     resolved: Precision = hardware_precision(job.device) if precision == "auto" else precision  # type: ignore[assignment]
     predictor = job.predictor(resolved)
     return calibrate(
         predictor, job.volume.shape, predictor.config, job.device,
         tile_px=None if tile_px == "auto" else tile_px,
         tiles_at_once=None if tiles_at_once == "auto" else tiles_at_once,
+        largest_px=largest_px,
     )  # fmt: skip
 
 
