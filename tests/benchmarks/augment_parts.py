@@ -19,7 +19,7 @@ from unet_ray.numerics.labels import SectionLabels, membrane_and_cells
 from unet_ray.numerics.weight_map import weight_map, weight_reach_px
 from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.patch_cache import ARRAYS, CachePlan, Patch
-from unet_ray.storage.shards import ShardCodec
+from unet_ray.storage.shard_codec import ShardCodec
 
 
 def drawn_of(number: int, sections: int, side: int, seed: int) -> Drawn:

@@ -11,8 +11,10 @@ import zarr
 from unet_ray.engine.block_work import BlockWorker
 from unet_ray.geometry.box import Triple
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
+from unet_ray.storage.array_spec import ArraySpec
 from unet_ray.storage.open_objects import open_objects
-from unet_ray.storage.shards import ArraySpec, Encoded, ShardCodec, put_array, put_encoded, shard_key
+from unet_ray.storage.shard_codec import ShardCodec
+from unet_ray.storage.shards import Encoded, put_array, put_encoded, shard_key
 from unet_ray.storage.volume import Volume, open_volume
 
 ARRAY = "0"

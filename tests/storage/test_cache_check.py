@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.storage import MemoryStore
 
+from unet_ray.storage.array_spec import ArraySpec
 from unet_ray.storage.cache_check import check_shard
-from unet_ray.storage.shards import ArraySpec, ShardCodec
+from unet_ray.storage.shard_codec import ShardCodec
 
 AXES = ("n", "y", "x")
 

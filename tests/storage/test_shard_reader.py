@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from unet_ray.errors import VolumeError
 from unet_ray.storage import shard_reader, store_client
+from unet_ray.storage.array_spec import ArraySpec
 from unet_ray.storage.open_objects import open_objects
+from unet_ray.storage.shard_codec import ShardCodec
 from unet_ray.storage.shard_reader import ShardReader
-from unet_ray.storage.shards import ArraySpec, ShardCodec, put_array, put_shard, shard_key
+from unet_ray.storage.shards import put_array, put_shard, shard_key
 
 SPEC = ArraySpec((11, 2, 9, 7), (4, 2, 9, 7), (1, 2, 9, 7), "uint8", ("n", "c", "y", "x"))
 

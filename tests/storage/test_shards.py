@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from zarr.storage import MemoryStore
 
 from unet_ray.errors import TargetError
+from unet_ray.storage.array_spec import ArraySpec
 from unet_ray.storage.open_objects import open_objects
+from unet_ray.storage.shard_codec import ShardCodec
 from unet_ray.storage.shards import (
-    ArraySpec,
-    ShardCodec,
     present_shards,
     put_array,
     put_group,
@@ -90,6 +91,36 @@ def test_an_ordinary_array_of_the_same_values_is_the_same_bytes(root, tmp_path):
         assert ours == (tmp_path / "plain" / "c" / "/".join(map(str, place))).read_bytes()
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(1, 4)), min_size=1, max_size=4),
+    st.sampled_from(["uint8", "float16", "uint16", "float32"]),
+    st.sampled_from(["zstd", "lz4"]),
+    st.integers(0, 9),
+)
+@example([(1, 2), (5, 3), (7, 1)], "uint8", "zstd", 0)
+def test_any_shard_is_the_same_bytes_as_zarr_makes_of_it(sides, dtype, compressor, seed):
+    """Chunks in its order, compressed with its settings, and back."""
+    shard, chunk = tuple(count * side for count, side in sides), tuple(side for _, side in sides)
+    spec = ArraySpec(shard, shard, chunk, dtype, ("n", "z", "y", "x")[-len(sides) :], compressor)
+    values = np.random.default_rng(seed).integers(0, 5, shard).astype(dtype)
+    objects = {}
+    spec.create(MemoryStore(objects), shard, {})[...] = values
+    (theirs,) = (data.to_bytes() for key, data in objects.items() if key != "zarr.json")
+    assert ShardCodec(spec).encode(values) == theirs
+    np.testing.assert_array_equal(ShardCodec(spec).decode(theirs), values)
+
+
+def test_chunks_that_zarr_never_wrote_are_fill_values(root):
+    """It leaves out those outside of an overhanging array."""
+    objects = {}
+    array = SPEC.create(MemoryStore(objects), (2, 12, 20), {})
+    array[...] = volume()[:2, :12]
+    inside = ShardCodec(SPEC).decode(objects["c/0/0/1"].to_bytes())
+    np.testing.assert_array_equal(inside[:, :12, :4], volume()[:2, :12, 16:])
+    assert inside.sum() == inside[:, :12, :4].sum()
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.tuples(st.integers(1, 2), st.integers(1, 16), st.integers(1, 16)), st.integers(0, 9))
 def test_encode_pads_and_decode_gives_it_back(shape, seed):
@@ -105,7 +136,9 @@ def test_encode_pads_and_decode_gives_it_back(shape, seed):
 REOPENS_AND_PUTS_ZEROS = """
 import sys, numpy as np
 from unet_ray.storage.open_objects import open_objects
-from unet_ray.storage.shards import ArraySpec, ShardCodec, put_shard
+from unet_ray.storage.array_spec import ArraySpec
+from unet_ray.storage.shard_codec import ShardCodec
+from unet_ray.storage.shards import put_shard
 spec = ArraySpec((5, 20, 20), (2, 16, 16), (1, 8, 8), "uint8", ("z", "y", "x"))
 put_shard(open_objects(sys.argv[1]), "a", ShardCodec(spec), (1, 1, 0), np.zeros((2, 4, 16), np.uint8))
 """

@@ -12,7 +12,7 @@ from unet_ray.engine.process_memory import peak_rss_bytes
 from unet_ray.errors import TargetError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.storage.patch_cache import ARRAYS, Patch, PatchCache, PatchLike
-from unet_ray.storage.shards import ShardCodec
+from unet_ray.storage.shard_codec import ShardCodec
 
 # Patches are made until the error of their mean is this share of it, which takes a dozen or so.
 WANTED_ERROR = 0.02

@@ -14,12 +14,12 @@ from unet_ray.geometry.box import Triple
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.numerics.phantom import VOXEL_SIZE_NM, phantom_block
 from unet_ray.report.progress import Progress
+from unet_ray.storage.array_spec import ArraySpec
 from unet_ray.storage.ome_image import AXES, ome_image
 from unet_ray.storage.open_objects import open_objects
+from unet_ray.storage.shard_codec import ShardCodec
 from unet_ray.storage.shards import (
-    ArraySpec,
     Encoded,
-    ShardCodec,
     present_shards,
     put_array,
     put_encoded,

@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from unet_ray.storage.array_spec import ArraySpec
 from unet_ray.storage.chunk_codec import ChunkCodec
 from unet_ray.storage.patch_cache import ARRAYS, RECORD, SPLITS, CachePlan, PatchCache
-from unet_ray.storage.shards import ArraySpec, set_aside_damaged
+from unet_ray.storage.shards import set_aside_damaged
 
 # Blocks handed to the threads at once; no more than these wait in memory, as numbers.
 AT_ONCE = 1024

@@ -10,20 +10,12 @@ import zarr
 
 from unet_ray.errors import CacheMismatchError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
+from unet_ray.storage.array_spec import ArraySpec
 from unet_ray.storage.failure import reason
 from unet_ray.storage.fingerprint import differences, fingerprint
 from unet_ray.storage.owned_group import OwnedGroup
-from unet_ray.storage.shards import (
-    DAMAGED,
-    ArraySpec,
-    Encoded,
-    ShardCodec,
-    present_shards,
-    put_array,
-    put_encoded,
-    put_group,
-    shard_key,
-)
+from unet_ray.storage.shard_codec import ShardCodec
+from unet_ray.storage.shards import DAMAGED, Encoded, present_shards, put_array, put_encoded, put_group, shard_key
 
 FORMAT_VERSION = 1
 ATTRIBUTE = "unet_ray_patch_cache"

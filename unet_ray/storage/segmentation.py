@@ -11,16 +11,16 @@ from unet_ray.errors import OutputMismatchError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import triple
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
+from unet_ray.storage.array_spec import ArraySpec
 from unet_ray.storage.fingerprint import differences
 from unet_ray.storage.ome_image import AXES, VERSION, label_colours, ome_image
 from unet_ray.storage.ome_metadata import find_level
 from unet_ray.storage.owned_group import OwnedGroup
 from unet_ray.storage.segmentation_layout import SegmentationLayout
+from unet_ray.storage.shard_codec import ShardCodec
 from unet_ray.storage.shards import (
     DAMAGED,
-    ArraySpec,
     Encoded,
-    ShardCodec,
     present_shards,
     put_array,
     put_encoded,

@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from unet_ray.geometry.box import Box, Triple, triple
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
+from unet_ray.storage.array_spec import ArraySpec
 from unet_ray.storage.ome_image import AXES, CHANNEL
 from unet_ray.storage.probability import Dtype, likeliest_class, mask_of
-from unet_ray.storage.shards import ArraySpec, shard_key
+from unet_ray.storage.shards import shard_key
 
 MASK = "labels/membrane"
 CLASSES = "labels/classes"

@@ -7,15 +7,14 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_ray.errors import VolumeError
-from unet_ray.storage.chunk_codec import ChunkCodec
+from unet_ray.storage.array_spec import ArraySpec
+from unet_ray.storage.chunk_codec import NEVER_WRITTEN, ChunkCodec
 from unet_ray.storage.failure import reason
 from unet_ray.storage.objects import Objects
-from unet_ray.storage.shards import ArraySpec, shard_key
+from unet_ray.storage.shards import shard_key
 
 # Indexes kept; one takes 16 bytes per chunk of its shard.
 INDEXES = 4096
-# What an index has for a chunk that was never written, as offset and as length.
-NEVER_WRITTEN = 2**64 - 1
 REMEDY = "run its jobs/augment.py command again with --verify"
 
 

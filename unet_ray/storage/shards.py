@@ -1,70 +1,26 @@
 """Sharded zarr v3 arrays whose every shard is put whole, once, and checked.
 
-A shard is encoded in memory by zarr's own codecs and put with one request;
-nothing is read back first. zarr's ordinary writes would delete a shard of fill
-values, and read the old shard before replacing it.
+A shard is encoded in memory and put with one request; nothing is read back
+first. zarr's ordinary writes would delete a shard of fill values, and read the
+old shard before replacing it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
-from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from unet_ray.errors import TargetError
+from unet_ray.storage.array_spec import ArraySpec
 from unet_ray.storage.objects import Objects
+from unet_ray.storage.shard_codec import ShardCodec
 
 DAMAGED = ".damaged"
 
 Encoded = dict[str, bytes]
 """Shards of one block, encoded, by key; the record comes last."""
-
-
-@dataclass(frozen=True, slots=True)
-class ArraySpec:
-    """A sharded array: sides in its own axis order, whole chunks per shard, fill value 0.
-
-    Raises:
-        ValueError: chunks do not divide shards.
-    """
-
-    shape: tuple[int, ...]
-    shard: tuple[int, ...]
-    chunk: tuple[int, ...]
-    dtype: str
-    axes: tuple[str, ...]
-    compressor: str = "zstd"
-
-    def __post_init__(self) -> None:
-        if any(s % c for s, c in zip(self.shard, self.chunk, strict=True)):
-            raise ValueError(f"chunk {self.chunk} does not divide shard {self.shard}")
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Shards along each axis."""
-        return tuple(-(-n // s) for n, s in zip(self.shape, self.shard, strict=True))
-
-    def create(self, store: MemoryStore, shape: Sequence[int], attributes: Mapping[str, Any]) -> Any:
-        """The array in memory, with checksums on every chunk and on the shard's index."""
-        compressor: Any = ZstdCodec(level=3) if self.compressor == "zstd" else BloscCodec(cname="lz4", clevel=5)
-        return zarr.create_array(
-            store,
-            shape=tuple(shape),
-            shards=self.shard,
-            chunks=self.chunk,
-            dtype=self.dtype,
-            compressors=[compressor, Crc32cCodec()],
-            fill_value=0,
-            dimension_names=self.axes,
-            attributes=dict(attributes),
-            # A shard of fill values is written like any other: its presence is the record.
-            config={"write_empty_chunks": True},
-        )
 
 
 def _in_memory(objects: dict[str, Any], key: str) -> bytes:
@@ -102,43 +58,6 @@ def shard_key(path: str, position: Sequence[int]) -> str:
     'labels/membrane/0/c/0/1/2'
     """
     return f"{path}/c/{'/'.join(str(p) for p in position)}"
-
-
-class ShardCodec:
-    """Encodes and decodes whole shards of one array; one per thread."""
-
-    def __init__(self, spec: ArraySpec) -> None:
-        self.spec = spec
-        self._objects: dict[str, Any] = {}
-        self._array = spec.create(MemoryStore(self._objects), spec.shard, {})
-        self._key = "/".join(["c", *("0" for _ in spec.shard)])
-
-    def encode(self, values: npt.NDArray[Any]) -> bytes:
-        """Bytes of a shard that begins with ``values``; what they do not fill is 0."""
-        self._objects.pop(self._key, None)
-        if values.shape != self.spec.shard:
-            padded = np.zeros(self.spec.shard, self.spec.dtype)
-            padded[tuple(slice(0, n) for n in values.shape)] = values
-            values = padded
-        self._array[...] = values
-        return _in_memory(self._objects, self._key)
-
-    def decode(self, data: bytes) -> npt.NDArray[Any]:
-        """The whole shard.
-
-        Raises:
-            ValueError: a checksum of the index or of a chunk is wrong, or the bytes are cut off.
-        """
-        if not data:
-            raise ValueError("the shard is missing or empty")  # zarr would read it as fill values
-        self._objects[self._key] = default_buffer_prototype().buffer.from_bytes(data)
-        try:
-            values: npt.NDArray[Any] = self._array[...]
-        except Exception as error:  # zarr and its codecs raise many kinds; all mean that the bytes are bad
-            raise ValueError(f"the shard does not decode ({error})") from error
-        finally:
-            self._objects.pop(self._key, None)
-        return values
 
 
 def put_shard(root: Objects, path: str, codec: ShardCodec, position: Sequence[int], values: npt.NDArray[Any]) -> int:
