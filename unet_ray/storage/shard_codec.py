@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -63,21 +62,16 @@ class ShardCodec:
 
 @functools.lru_cache
 def morton_order(counts: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    """Places of a grid in Z-order: by the bits of all axes in turn, the last axis slowest within a bit.
-
-    An axis without a bit is left out of its turn, so that the places of 1 x 2 x 3 chunks are those of 2 x 3.
+    """Places of a grid in Z-order, the first axis fastest.
 
     >>> morton_order((2, 3))
     ((0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2))
 
     Source: Morton 1966; the grid's sides need not be alike or powers of two.
     """
+    bits = max(side - 1 for side in counts).bit_length()
 
-    def key(place: tuple[int, ...]) -> Iterator[int]:
-        for bit in reversed(range(max(side - 1 for side in counts).bit_length())):
-            for at, side in zip(reversed(place), reversed(counts), strict=True):
-                if bit < (side - 1).bit_length():
-                    yield at >> bit & 1
+    def interleaved(place: tuple[int, ...]) -> list[int]:
+        return [at >> bit & 1 for bit in reversed(range(bits)) for at in reversed(place)]
 
-    places = itertools.product(*(range(side) for side in counts))
-    return tuple(sorted(places, key=lambda place: tuple(key(place))))
+    return tuple(sorted(itertools.product(*map(range, counts)), key=interleaved))
