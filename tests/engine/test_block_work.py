@@ -4,11 +4,12 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.engine.block_counting import STAGES, Counting, Full
@@ -104,6 +105,63 @@ def test_reads_one_ahead_and_writes_one_behind() -> None:
     assert [row["error"] for row in rows] == [""] * 4
     assert set(STAGES_OF_ROWS) <= rows[0].keys()
     assert most_ahead <= 1
+
+
+class InTurn(Counting):
+    """Computes one block at a time."""
+
+    def __init__(self, fails: dict[tuple[str, int], int]) -> None:
+        super().__init__(fails)
+        self.computing = threading.Lock()
+
+    def compute(self, block: int, data: int) -> int:
+        assert self.computing.acquire(blocking=False)
+        time.sleep(0.001)
+        try:
+            return super().compute(block, data)
+        finally:
+            self.computing.release()
+
+
+def two_runs(worker: Counting, first: Iterable[int], second: Iterable[int]) -> list[list[dict[str, Any]]]:
+    """Rows of two runs that one worker has at the same time."""
+    turn = threading.Lock()
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(lambda run=run: list(work_through(worker, run, turn))) for run in (first, second)]
+        return [call.result() for call in calls]
+
+
+@given(st.dictionaries(st.tuples(st.sampled_from(STAGES), st.integers(0, 5)), st.integers(1, 4), max_size=10))
+@settings(max_examples=30, deadline=None)
+def test_two_runs_at_once_end_as_in_the_plain_loop(fails: dict[tuple[str, int], int]) -> None:
+    worker, plain = InTurn(fails), Counting(fails)
+    rows = two_runs(worker, range(3), range(3, 6))
+    errors = plain_loop(plain, range(6))
+    assert [[row["block"] for row in run] for run in rows] == [[0, 1, 2], [3, 4, 5]]
+    assert {row["block"]: row["error"] for run in rows for row in run} == errors
+    assert (worker.written, worker.calls) == (plain.written, plain.calls)
+
+
+def test_between_two_runs_nothing_waits_for_a_read_or_a_write() -> None:
+    """The second one's first block is read before the first one's last is computed, and that is written after it."""
+    started = {(stage, block): threading.Event() for stage in STAGES for block in (0, 1, 10, 11)}
+    awaited = {("compute", 0): ("read", 10), ("write", 1): ("compute", 10)}
+
+    class Waiting(InTurn):
+        def _enter(self, stage: str, block: int) -> None:
+            started[stage, block].set()
+            if (stage, block) in awaited and not started[awaited[stage, block]].wait(10):
+                raise TimeoutError(f"{stage} {block} waited for {awaited[stage, block]}")
+
+    def late() -> Iterator[int]:
+        started["compute", 0].wait(10)
+        yield from (10, 11)
+
+    first, second = two_runs(Waiting({}), range(2), late())
+    assert [row["error"] for row in first + second] == [""] * 4
+    assert first[1]["wait_for_write"] == 0  # it was not what computing waited for
+    assert all(row["started"] <= row["ended"] for row in first + second)
+    assert second[0]["started"] >= first[1]["started"]
 
 
 def test_what_computing_waited_for_is_told() -> None:

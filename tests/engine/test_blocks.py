@@ -209,6 +209,15 @@ class Hanging(Counting):
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_a_pool_without_a_given_size_grows_to_all_cpus() -> None:
+    """One actor works on two runs at once; that it is given no more must not hold the others back."""
+    rows: list[dict[str, Any]] = []
+    make, done = partial(Hanging, 0.3), BlockSet(60)
+    run_blocks(make, done, workers=None, cpus_each=1, run_length=1, stage="test", on_row=rows.append)
+    assert len({row["pid"] for row in rows}) == 4
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_hang_is_a_sentence_and_slow_blocks_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "NO_PROGRESS_SECONDS", 1)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 from unet_ray.engine.process_memory import peak_rss_bytes
@@ -21,7 +22,8 @@ NO_COUNTS = "{}"
 class BlockWorker(Protocol):
     """What is done with a block, one block after the other at each stage.
 
-    Reading has a thread of its own, computing the caller's, and compressing and writing share a third.
+    Reading has a thread of its own, computing the caller's, and compressing and writing share a third. Where runs of
+    blocks follow one another, the next one's first block is read, and the last one's written, while another computes.
     """
 
     def is_done(self, block: int) -> bool:
@@ -48,12 +50,19 @@ class CountingWorker(Protocol):
         """What was counted while the block was computed, under the summary's names; asked once, after it is written."""
 
 
-def work_through(worker: BlockWorker, blocks: Iterable[int]) -> Iterator[dict[str, Any]]:
+def work_through(
+    worker: BlockWorker, blocks: Iterable[int], turn: AbstractContextManager[object] | None = None
+) -> Iterator[dict[str, Any]]:
     """Do blocks in order, reading one ahead and writing one behind.
 
     A block that raises is tried again by itself, `TRIES` times in all, and then
     reported with its error; the others go on. Where a store does not answer any more,
     which takes minutes to find out, or is full, the block and those after it are reported at once.
+
+    Args:
+        worker: that does them.
+        blocks: their numbers.
+        turn: held while blocks are computed, where several threads work through runs of blocks by one worker.
 
     Yields:
         One row per block: block, ok, error, away (a store does not answer), full (nothing can be put), units, counts
@@ -73,47 +82,58 @@ def work_through(worker: BlockWorker, blocks: Iterable[int]) -> Iterator[dict[st
         yield _row(block, units=0)
     with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
         ahead: Future[Any] | None = None
+        if numbers and not lost:
+            ahead = reader.submit(_timed, worker.read, numbers[0])
         behind: tuple[int, float, dict[str, float], Future[tuple[int, float, float]]] | None = None
-        for place, block in enumerate(numbers):
-            if lost:
-                yield _row(block, units=0, **lost)
-                continue
-            started, spent = time.time(), dict[str, float]()
-            reading = ahead or reader.submit(_timed, worker.read, block)
-            following = numbers[place + 1 : place + 2]
-            try:
-                (data, spent["read"]), spent["wait_for_read"] = _timed(reading.result)
-                ahead = reader.submit(_timed, worker.read, following[0]) if following else None
-                result, spent["compute"] = _timed(worker.compute, block, data)
-            except Exception as error:
-                if not _is_lost(error) and (ahead is reading or ahead is None):
-                    ahead = reader.submit(_timed, worker.read, following[0]) if following else None
-                if behind is not None:
-                    yield _finish(worker, *behind)
-                    behind = None
-                row = _alone(worker, block, started, error)
-                lost = _lost(row)
-                yield row
-                continue
-            if behind is not None:
-                row = _finish(worker, *behind)
-                behind, lost = None, _lost(row)
-                yield row
+        with turn or nullcontext():
+            for place, block in enumerate(numbers):
                 if lost:
                     yield _row(block, units=0, **lost)
                     continue
-            behind = block, started, spent, writer.submit(_encode_and_write, worker, block, result)
+                started, spent = time.time(), dict[str, float]()
+                reading = ahead or reader.submit(_timed, worker.read, block)
+                following = numbers[place + 1 : place + 2]
+                try:
+                    (data, spent["read"]), spent["wait_for_read"] = _timed(reading.result)
+                    ahead = reader.submit(_timed, worker.read, following[0]) if following else None
+                    result, spent["compute"] = _timed(worker.compute, block, data)
+                except Exception as error:
+                    if not _is_lost(error) and (ahead is reading or ahead is None):
+                        ahead = reader.submit(_timed, worker.read, following[0]) if following else None
+                    if behind is not None:
+                        yield _finish(worker, *behind)
+                        behind = None
+                    row = _alone(worker, block, started, error)
+                    lost = _lost(row)
+                    yield row
+                    continue
+                if behind is not None:
+                    row = _finish(worker, *behind)
+                    behind, lost = None, _lost(row)
+                    yield row
+                    if lost:
+                        yield _row(block, units=0, **lost)
+                        continue
+                behind = block, started, spent, writer.submit(_encode_and_write, worker, block, result)
         if behind is not None:
-            yield _finish(worker, *behind)
+            yield _finish(worker, *behind, turn)
 
 
 def _finish(
-    worker: BlockWorker, block: int, started: float, spent: dict[str, float], written: Future[tuple[int, float, float]]
+    worker: BlockWorker,
+    block: int,
+    started: float,
+    spent: dict[str, float],
+    written: Future[tuple[int, float, float]],
+    turn: AbstractContextManager[object] | None = None,
 ) -> dict[str, Any]:
     try:
-        (units, spent["compress"], spent["write"]), spent["wait_for_write"] = _timed(written.result)
+        (units, spent["compress"], spent["write"]), waited = _timed(written.result)
     except Exception as error:
-        return _alone(worker, block, started, error)
+        with turn or nullcontext():
+            return _alone(worker, block, started, error)
+    if turn is None:  # else the next run computes meanwhile
+        spent["wait_for_write"] = waited
     return _row(block, units=units, started=started, spent=spent, counts=_counts(worker, block))
 
 
