@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from unet_ray.config.segment import SegmentConfig
@@ -22,7 +23,6 @@ def export_tiff(config: SegmentConfig, layout: SegmentationLayout, sections: tup
         sections: that are written, in this order.
         region: whose rows and columns are written.
     """
-    _, top, left = region.start
     _, height, width = region.shape
     output = Segmentation(config.output)
     label: Kind = "mask" if layout.classes == 1 else "classes"
@@ -31,19 +31,37 @@ def export_tiff(config: SegmentConfig, layout: SegmentationLayout, sections: tup
         if path is None:
             continue
         stored = [output.open_label(layout)] if kind == label else output.open_probabilities(layout)
-
-        def read_rows(page: int, start: int, stop: int, stored: list[Volume] = stored) -> npt.NDArray[Any]:
-            place, channel = divmod(page, len(stored))
-            box = Box((sections[place], top + start, left), (sections[place] + 1, top + stop, left + width))
-            rows: npt.NDArray[Any] = stored[channel].read(box)[0]
-            return rows
-
         write_tiff(
             path,
-            read_rows,
+            _Rows(stored, sections, region, layout.chunk[1]),
             shape=(len(sections), height, width),
             kind=kind,
             channels=len(stored),
             voxel_size_nm=stored[0].voxel_size_nm,
             threads=os.cpu_count() or 1,
         )
+
+
+class _Rows:
+    """Reads a page's rows for `write_tiff`, whose bands are not those of the chunks, and each row of chunks once."""
+
+    def __init__(self, stored: list[Volume], sections: tuple[int, ...], region: Box, chunk_px: int) -> None:
+        self._stored, self._sections, self._region, self._chunk_px = stored, sections, region, chunk_px
+        self._left = 0, 0, np.empty((0, 0), np.uint8)  # page, its first row, and rows that were not asked for yet
+
+    def __call__(self, page: int, start: int, stop: int) -> npt.NDArray[Any]:
+        page_left, first, rows = self._left
+        if (page_left, first) != (page, start):
+            rows = rows[:0]
+        parts = [rows]
+        if (missing := start + len(rows)) < stop:
+            _, top, left = self._region.start
+            _, bottom, right = self._region.stop
+            place, channel = divmod(page, len(self._stored))
+            # To the end of the chunks that hold the last row.
+            until = min(-(-(top + stop) // self._chunk_px) * self._chunk_px, bottom)
+            box = Box((self._sections[place], top + missing, left), (self._sections[place] + 1, until, right))
+            parts.append(self._stored[channel].read(box)[0])
+        found = parts[-1] if len(parts[0]) == 0 else np.concatenate(parts)
+        self._left = page, stop, found[stop - start :]
+        return found[: stop - start]
