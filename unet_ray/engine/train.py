@@ -70,7 +70,7 @@ def train(config: TrainConfig) -> Summary:
     began = time.time()
     if config.export_onnx is not None:
         require_onnx()  # now, not after hours of training
-        require_export_target(config)
+        require_export_target(config.export_onnx, config)
     run = open_objects(config.run)
     cache = PatchCache(config.cache)
     cache.require_complete()

@@ -134,21 +134,23 @@ def made_with_of(config: TrainConfig, network: NetworkConfig, cache: PatchCache)
     }
 
 
-def require_export_target(config: TrainConfig) -> None:
+def require_export_target(target: str, config: TrainConfig) -> None:
     """Refuse, before the training, an ONNX file that could not be written after it or would replace a part of it.
+
+    Args:
+        target: path or URL of the file.
+        config: whose run and cache it must leave alone.
 
     Raises:
         TargetError: it is a folder, in a place where no file can be made, or something else of the run or the cache.
     """
-    if config.export_onnx is None:
-        return
-    place = absolute(config.export_onnx)
+    place = absolute(target)
     if "://" not in place:
-        require_file_target(config.export_onnx.removeprefix("file://"), "--export-onnx", "model.onnx")
+        require_file_target(target.removeprefix("file://"), "--export-onnx", "model.onnx")
     inside = any(f"{place}/".startswith(f"{absolute(folder)}/") for folder in (config.run, config.cache))
     if inside and not place.endswith(".onnx"):
         raise TargetError(
-            f"--export-onnx {config.export_onnx} might replace a part of --run {config.run} or --cache {config.cache}; "
+            f"--export-onnx {target} might replace a part of --run {config.run} or --cache {config.cache}; "
             "choose a name that ends with .onnx, or another folder"
         )
 
