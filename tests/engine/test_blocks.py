@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -206,6 +207,29 @@ class Hanging(Counting):
     def compute(self, block: int, data: int) -> int:
         time.sleep(self.seconds)
         return super().compute(block, data)
+
+
+class Overlapping(Counting):
+    """Writes the last block of a run when the first one of another is being computed."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.computed = {block: threading.Event() for block in range(4)}
+
+    def compute(self, block: int, data: int) -> int:
+        self.computed[block].set()
+        return super().compute(block, data)
+
+    def write(self, block: int, encoded: str) -> int:
+        if block % 2 and not any(self.computed[first].wait(5) for first in {0, 2} - {block - 1}):
+            raise TimeoutError(f"block {block} waited for another run's")
+        return super().write(block, encoded)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_actor_begins_a_run_while_it_ends_another() -> None:
+    outcome = run_blocks(Overlapping, BlockSet(4), workers=1, cpus_each=1, run_length=2, stage="test")
+    assert (outcome.failures, outcome.written) == ({}, 4)
 
 
 @pytest.mark.usefixtures("ray_cluster")

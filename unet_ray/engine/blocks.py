@@ -256,7 +256,7 @@ def _stream(
     # All at once where it is said how many, for the next one would only be started when the first one works.
     least = 1 if workers is None else actors
     with warnings.catch_warnings():
-        # Ray 2.60 announces other names for the retry settings but has none yet.
+        # Ray 2.60 announces other names for these settings, which it has not for all, and older ones have for none.
         warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
         dataset = ray.data.from_items(runs, override_num_blocks=len(runs)).map_batches(
             _Actor,
@@ -270,10 +270,10 @@ def _stream(
                 min_size=least,
                 max_size=actors,
                 max_tasks_in_flight_per_actor=at_once,
-                max_concurrent_calls_per_actor=at_once,
                 enable_true_multi_threading=True,
             ),
             ray_remote_args_fn=off_strangers,
+            max_concurrency=at_once,
             max_restarts=-1,
             max_task_retries=TRIES - 1,
         )
