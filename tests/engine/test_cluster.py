@@ -1,5 +1,7 @@
 """How a run gets its Ray."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -29,3 +31,22 @@ def test_a_machine_too_busy_for_ray_is_a_sentence(
         pytest.fail("there is no cluster")
     assert type(found.value) is ends
     assert ("run the same command again" in str(found.value)) == (ends is UnetRayError)
+
+
+LATE = """
+import unet_ray.engine.cluster
+import ray
+
+started = []
+ray.init = lambda *words, **settings: started.append(settings)
+try:
+    ray.put(1)
+except Exception as error:
+    print(len(started), type(error).__name__)
+"""
+
+
+def test_a_thread_that_outlives_the_cluster_starts_no_other() -> None:
+    """Ray would start itself for any call; what a thread of Ray Data still says then comes to nothing instead."""
+    told = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True)
+    assert (told.stdout, told.returncode) == ("0 RaySystemError\n", 0), told.stderr

@@ -8,6 +8,8 @@ import os
 _token_given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
 os.environ.setdefault("RAY_AUTH_MODE", "token" if _token_given else "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# A thread of Ray Data that outlives the run's cluster by a moment would start another, or join one of this machine.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 # Otherwise each print of a training worker comes out twice.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 # With num_gpus=0 a worker must not see the node's GPUs: augmentation leaves them to training.
