@@ -33,7 +33,7 @@ class EvaluateConfig(Config):
     bootstrap: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
     """Stacks of sections drawn with replacement for the 95 % intervals; 0: no intervals."""
     report: Place | None = None
-    """Folder for metrics.json, metrics.csv and pictures, a path or URL."""
+    """Folder for report.html, metrics.json, metrics.csv and sections.png, a path or URL."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Sections scored at once; None: as many as there are CPUs."""
 

@@ -35,7 +35,7 @@ class PipelineConfig(Config):
     """Augment, train, segment and evaluate from one config; with no arguments, a demo on a synthetic volume."""
 
     output: Place = "demo"
-    """Folder for everything: cache.zarr, run, segmentation.zarr, report."""
+    """Folder for everything: cache.zarr, run, segmentation.zarr, report; with --volume also scored.zarr, the scored sections of the labelled stack; in the demo phantom.zarr."""
     images: Place | None = None
     """Labelled image stack; None: the synthetic volume of the demo."""
     labels: Place | None = None

@@ -11,7 +11,7 @@ class SegmentSettings(Config):
     """What decides a segmentation, apart from volume and model."""
 
     tile_px: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
-    """Output side of a tile, pixels, a multiple of the network's pooling factor; auto: the fastest for this volume by a short measurement on the hardware; where it takes under five minutes, the side with least overhang."""
+    """Output side of a tile, pixels, a multiple of the network's pooling factor; auto: the fastest for this volume by a short measurement on the hardware; where it takes under five minutes, the side with the fewest pixels to compute."""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Membrane where the probability is above this, 0 to 1; several classes have none, there the likeliest is taken."""
     probability_dtype: Literal["uint8", "float16"] = "uint8"
@@ -50,13 +50,13 @@ class SegmentConfig(SegmentSettings):
     tiff_format: Literal["plain", "challenge"] = "plain"
     """challenge: --probability-tiff becomes the ISBI 2012 submission, 32-bit float, 1 = cell."""
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Actors that hold the model; None: as many as fit."""
+    """Worker processes that hold the model; None: as many as fit."""
     threads: Annotated[int, Field(ge=1)] | None = None
-    """CPUs of each actor; None: 1, more where memory does not hold an actor per CPU, where --workers are fewer than CPUs, or beside a GPU, up to 4; resolved once and stored in the output."""
+    """CPUs of each worker; None: 1, more where memory does not hold a worker per CPU, where --workers are fewer than CPUs, or beside a GPU, up to 4; resolved once and stored in the output."""
     use_gpu: bool = False
     """Predict on GPUs."""
     workers_per_gpu: Annotated[int, Field(ge=1, le=16)] | None = None
-    """Actors that share a GPU: one reads, compresses and copies while another computes; None: one for every 4 CPUs beside it, up to 4."""
+    """Workers that share a GPU: one reads, compresses and copies while another computes; None: one for every 4 CPUs beside it, up to 4."""
     tiles_at_once: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Tiles of one forward pass; auto: 1 on a CPU, measured on a GPU; resolved once and stored in the output."""
     accept_changed_volume: bool = False

@@ -72,7 +72,7 @@ def require_onnx() -> None:
         ConfigError: it is not.
     """
     if importlib.util.find_spec("onnxscript") is None:
-        raise ConfigError("an ONNX export needs the package onnxscript; pip install 'unet_ray[onnx]' and run again")
+        raise ConfigError("an ONNX export needs the package onnxscript; pip install onnxscript and run again")
 
 
 def onnx_bytes(model: Network, metadata: ModelMetadata) -> bytes:
