@@ -35,6 +35,19 @@ def test_every_ray_process_asks_for_the_token(cluster: dict[str, Any]) -> None:
     assert "--dashboard-host=127.0.0.1" in starts[0]
 
 
+def test_every_aws_node_has_an_image_and_a_role(cluster: dict[str, Any]) -> None:
+    """By default Ray takes Ubuntu 18.04, whose Python is too old, and gives workers no role that reaches a bucket."""
+    for kind in cluster["available_node_types"].values():
+        assert "ImageId" in kind["node_config"]
+        assert set(kind["node_config"]["IamInstanceProfile"]) == {"Name"}
+
+
+def test_every_ray_process_knows_the_region_of_its_bucket(cluster: dict[str, Any]) -> None:
+    """The client of object stores takes us-east-1 where nothing tells."""
+    told = f"AWS_REGION={cluster['provider']['region']}"
+    assert all(told in cluster[f"{kind}_start_ray_commands"][-1].split() for kind in ("head", "worker"))
+
+
 def test_its_commands_are_whole(cluster: dict[str, Any]) -> None:
     """YAML takes what follows a # for a comment, and a shell finds a quote without an end only when it gets there."""
     commands = [
