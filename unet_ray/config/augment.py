@@ -58,7 +58,7 @@ class AugmentConfig(AugmentSettings):
     """Make augmented, tiled image/label/weight patches from labelled sections, into a zarr patch cache."""
 
     images: tuple[Place, ...] = ()
-    """Image stacks: TIFF, folder or glob of images, zarr, OME-Zarr; paths or URLs. Sides and dtypes may differ: all but 8-bit stacks are stretched to 8 bits, each between the 0.1 and 99.9 percentile of its own training sections. Only --replay can do without."""
+    """Image stacks: TIFF, local folder or glob of TIFF or PNG images, zarr, OME-Zarr; paths or URLs. Sides and dtypes may differ: all but 8-bit stacks are stretched to 8 bits, each between the 0.1 and 99.9 percentile of its own training sections. Only --replay can do without."""
     labels: tuple[Place, ...] = ()
     """Label stacks, one per image stack, of the same shape."""
     ignore_masks: tuple[Place, ...] = ()

@@ -61,7 +61,7 @@ class PipelineConfig(Config):
     overwrite: bool = False
     """Start anew in the output folder."""
     tiff: Place | None = None
-    """Mask of the segmented volume as TIFF, 255 = membrane."""
+    """Mask of the segmented volume as TIFF, a local file, 255 = membrane."""
     phantom: PhantomSettings = PhantomSettings()
     """Synthetic volume of the demo."""
     augment: AugmentSettings = AugmentSettings()

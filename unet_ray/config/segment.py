@@ -32,7 +32,7 @@ class SegmentConfig(SegmentSettings):
     """Segment a volume tile by tile, exactly, into OME-Zarr and TIFF; running it again resumes."""
 
     volume: Place
-    """Volume: TIFF, folder or glob of images, zarr, OME-Zarr; a path or URL."""
+    """Volume: TIFF, local folder or glob of TIFF or PNG images, zarr, OME-Zarr; a path or URL."""
     model: Place
     """Model file that the train job wrote (model.safetensors)."""
     output: Place
@@ -44,9 +44,9 @@ class SegmentConfig(SegmentSettings):
     roi: str | None = None
     """Region to segment, z0:z1,y0:y1,x0:x1 in voxels, stops excluded, an empty end the volume's own; None: all. The output keeps the whole volume's shape; TIFF files hold the region alone."""
     tiff: Place | None = None
-    """Mask as TIFF, 255 = membrane; of several classes the index of the likeliest."""
+    """Mask as TIFF, a local file, 255 = membrane; of several classes the index of the likeliest."""
     probability_tiff: Place | None = None
-    """Membrane probability as TIFF, 0..255 = 0..1 whatever is stored, of several classes a channel each; challenge format: float32, 1 = cell."""
+    """Membrane probability as TIFF, a local file, 0..255 = 0..1 whatever is stored, of several classes a channel each; challenge format: float32, 1 = cell."""
     tiff_format: Literal["plain", "challenge"] = "plain"
     """challenge: --probability-tiff becomes the ISBI 2012 submission, 32-bit float, 1 = cell."""
     workers: Annotated[int, Field(ge=1)] | None = None

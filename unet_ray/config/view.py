@@ -11,7 +11,7 @@ class ViewConfig(Config):
     """Show a volume with its segmentation in a web browser, neuroglancer or napari; served to this machine alone until interrupted."""
 
     volume: Place | None = None
-    """Raw volume: TIFF, folder or glob of images, zarr, OME-Zarr; a path or URL."""
+    """Raw volume: TIFF, local folder or glob of TIFF or PNG images, zarr, OME-Zarr; a path or URL."""
     segmentation: Place | None = None
     """Segmentation that the segment job wrote; a path or URL."""
     voxel_size_nm: VoxelSize | None = None
