@@ -131,6 +131,20 @@ def test_a_lost_section_is_counted_beside_the_warping_error():
     assert (stack.warping_error, stack.warping_empty_sections) == (0, 1)
 
 
+def test_cells_in_the_wrong_place_are_not_none():
+    truth = np.zeros((8, 8), bool)
+    truth[:, :3] = True
+    displaced = score_section(truth[:, ::-1].astype(np.float32), truth)
+    assert displaced.tp[0] == 0
+    assert combine([displaced]).warping_empty_sections == 0
+
+
+def test_dice_of_a_stack_without_membrane():
+    cells = np.ones((8, 8), bool)
+    assert combine([score_section(cells.astype(np.float32), cells)]).dice == 1
+    assert combine([score_section(np.zeros((8, 8), np.float32), cells)]).dice == 0
+
+
 def test_it_becomes_json(sections):
     blank = score_section(np.zeros((4, 4), np.float32), np.zeros((4, 4), bool))
     written = json.loads(json.dumps(combine([*sections, blank]).to_json(), allow_nan=False))
