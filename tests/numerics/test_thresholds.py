@@ -25,6 +25,12 @@ def test_the_polarity_is_turned_before_the_division():
     np.testing.assert_array_equal(cell_probability(values), cell_probability(255 - values, "interior"))
 
 
+def test_large_numbers_are_turned_exactly():
+    below = np.random.default_rng(0).integers(0, 2 ** np.arange(1, 33)).astype(np.uint32)
+    expected = below.astype(np.float32) / np.float32(2**32 - 1)
+    np.testing.assert_array_equal(cell_probability(np.uint32(2**32 - 1) - below), expected)
+
+
 def test_at_half_the_mask_is_that_of_a_membrane_probability_above_half():
     membrane = np.arange(256, dtype=np.uint8)
     is_cell = threshold_levels(cell_probability(membrane)) > HALF
