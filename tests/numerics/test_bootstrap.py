@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from unet_ray.numerics.bootstrap import bootstrap, resample_weights
+from unet_ray.numerics.bootstrap import bootstrap, percentile_interval, resample_weights
 from unet_ray.numerics.metrics import score_section
 from unet_ray.numerics.stack_scores import combine
 
@@ -57,6 +57,13 @@ def test_it_equals_a_loop_over_resamples(sections, blank):
     for name, interval in expected.items():
         assert found[name] == pytest.approx(interval, rel=1e-9, abs=1e-12), name
         assert interval[0] < interval[1], name  # not trivial
+
+
+def test_stacks_without_the_score_are_left_out():
+    values = np.random.default_rng(0).random(99)
+    expected = tuple(np.percentile(values, [2.5, 97.5]))
+    assert percentile_interval(np.insert(values, [0, 50, 70], np.nan)) == pytest.approx(expected)
+    assert percentile_interval(np.full(3, np.nan)) is None
 
 
 def test_sections_are_drawn_with_replacement():
