@@ -32,9 +32,11 @@ def test_shares_of_found_pixels():
         (np.where(TRUTH, 0.2, 0.35), True),  # nothing is above 0.5
         (np.zeros(TRUTH.shape), False),  # four fifths of the pixels are wrong, but not for that reason
         (np.ones(TRUTH.shape), False),
+        (~TRUTH | (np.arange(20) > 0), False),  # 0.475 as declared and 0.525 turned round
+        (~TRUTH | (np.arange(20) > 2), True),  # 0.425 and 0.575
         (np.random.default_rng(0).random(TRUTH.shape), False),
     ],
-    ids=["right", "inverted", "inverted and dark", "all membrane", "all cell", "noise"],
+    ids=["right", "inverted", "inverted and dark", "all membrane", "all cell", "hardly", "just", "noise"],
 )
 def test_only_an_inverted_one_looks_so(cells, inverted):
     assert looks_inverted(scored(cells)) == inverted
