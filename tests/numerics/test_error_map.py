@@ -4,20 +4,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unet_ray.numerics.error_map import MERGES, MISSED, SPLITS, TOO_MUCH, error_map
-from unet_ray.numerics.thresholds import HALF, THRESHOLDS
+from unet_ray.numerics.thresholds import WARPING_THRESHOLDS
 from unet_ray.numerics.warping import MERGE, SPLIT, warping_px
 
 
-@given(seed=st.integers(0, 10_000), side=st.integers(3, 24))
-def test_marks_are_the_warping_errors_and_the_rest_are_the_other_wrong_pixels(seed, side):
+@given(seed=st.integers(0, 10_000), side=st.integers(3, 24), number=st.integers(0, 9))
+def test_marks_are_the_warping_errors_and_the_rest_are_the_other_wrong_pixels(seed, side, number):
     rng = np.random.default_rng(seed)
     cell = rng.random((side, side + 2)) < 0.6
     probability = rng.random(cell.shape).astype(np.float32)
-    found = error_map(probability, cell, float(THRESHOLDS[HALF]))
-    counts = warping_px(probability, cell)[HALF]
+    threshold = float(WARPING_THRESHOLDS[number])
+    found = error_map(probability, cell, threshold)
+    counts = warping_px(probability, cell)[number]
     assert np.count_nonzero(found == SPLITS) == counts[SPLIT]
     assert np.count_nonzero(found == MERGES) == counts[MERGE]
-    predicted = probability > 0.5
+    predicted = probability.astype(np.float64) > threshold
     np.testing.assert_array_equal(found != 0, predicted != cell)
     assert not predicted[found == TOO_MUCH].any()
     assert predicted[found == MISSED].all()
