@@ -122,6 +122,17 @@ def test_creating_again_keeps_the_shards(output):
     assert files(output) == before
 
 
+def test_one_job_alone_claims_an_output(url, tmp_path):
+    first, created = Segmentation(url), Segmentation(str(tmp_path / "created.zarr"))
+    first.claim(LAYOUT, ATTRIBUTES)
+    created.create(LAYOUT, ATTRIBUTES)
+    before = files(first)
+    assert before == files(created)
+    with pytest.raises(OutputMismatchError, match=f"another job has just started output {url}; run the same command"):
+        Segmentation(url).claim(replace(LAYOUT, voxel_size_nm=None), {"made_with": {"model": "d"}})
+    assert files(first) == before
+
+
 @pytest.mark.parametrize(("threshold", "least"), [(0.5, 128), (0.1, 26), (0.9, 230), (0.002, 1), (0.999, 255)])
 def test_the_mask_is_above_the_threshold(threshold, least):
     assert np.flatnonzero(mask_of(np.arange(256, dtype=np.uint8), threshold))[0] == least
