@@ -101,7 +101,7 @@ def test_only_a_shards_own_places_can_be_asked_for(local):
     with pytest.raises(ValueError, match="not one whole place"):
         ShardReader(local, "a", ArraySpec((4, 8, 8), (2, 8, 8), (1, 8, 4), "uint8", ("z", "y", "x")))
     with pytest.raises(ValueError, match="not one whole place"):
-        ShardReader(local, "a", ArraySpec((4, 8, 8), (2, 4, 8), (1, 4, 8), "uint8", ("z", "y", "x")))
+        ShardReader(local, "a", ArraySpec((4, 8, 8), (2, 16, 8), (1, 8, 8), "uint8", ("z", "y", "x")))
 
 
 def test_many_threads_read_the_same(local, monkeypatch):
