@@ -17,7 +17,7 @@ from unet_ray.storage.tiff_target import check_tiff_targets
 def folder(tmp_path: Path) -> Path:
     """Two folders of sections, one of them within the other, a link to it, a stack, a zarr group and a file."""
     (tmp_path / "sections" / "below").mkdir(parents=True)
-    for name in ("sections/s1.tif", "sections/s2.tif", "sections/below/s1.tif", "stack.tif", "file"):
+    for name in ("sections/s1.tif", "sections/s2.tif", "sections/below/s1.tif", "s[1].tif", "stack.tif", "file"):
         (tmp_path / name).write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "sections")
     zarr.create_group(str(tmp_path / "raw.zarr"))
@@ -38,6 +38,7 @@ def folder(tmp_path: Path) -> Path:
         ("new/out.zarr/mask.tif", "stack.tif", "in the way of output .*out.zarr; choose a path outside"),
         ("new", "stack.tif", "in the way of output"),
         ("sections", "stack.tif", "is a folder; choose a file name in it"),
+        ("later/", "stack.tif", "is a folder; choose a file name in it"),
         ("file/mask.tif", "stack.tif", "cannot be written, for .*file is a file"),
         ("s3://bucket/mask.tif", "stack.tif", "choose a local path"),
         ("file:///mask.tif", "stack.tif", "choose a local path"),
@@ -77,7 +78,9 @@ def test_two_files_of_one_name_are_refused(folder: Path) -> None:
         ("new/out.zarr.tif", "raw.zarr"),
         ("sections/below/mask.tif", "sections"),
         ("sections/below/mask.tif", "sections/*.tif"),
+        ("sections/below/mask.tif", "sections/*"),
         ("sections/mask.tif", "sections/s*.tif"),
+        ("s1.tif", "s[1].tif"),  # which is a file's own name
         ("sections/mask.tif", "s3://bucket/sections"),
         ("raw.zarr.tif", "raw.zarr"),
     ],
