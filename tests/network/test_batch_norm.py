@@ -104,3 +104,11 @@ def test_a_compiled_network_sums_over_ranks_all_the_same(norm):
     torch.testing.assert_close(output, expected[0])
     torch.testing.assert_close(found.grad, expected[1])
     torch.testing.assert_close(norm.running_var, plain.running_var)
+
+
+def test_channels_of_one_large_value_are_not_torn_by_rounding():
+    """As of a blank section: the difference of two squares must not fall below 0."""
+    values = 1e6 * torch.arange(1, 1001).sqrt()
+    norm = BatchNorm(1000)
+    set_reduce(norm, lambda sums: sums)
+    assert norm(values.reshape(1, -1, 1, 1).expand(1, -1, 7, 7).contiguous()).isfinite().all()
