@@ -126,6 +126,17 @@ def test_more_patches_after_a_full_last_shard_touch_none(tmp_path):
     assert before.items() <= hashes(cache).items()
 
 
+@pytest.mark.parametrize(("split", "shard", "of"), [("train", 2, 3), ("validation", 0, 2)])
+def test_a_cache_that_lacks_a_shard_is_not_complete(cache, split, shard, of):
+    cache.objects.delete(cache.shard_key(split, "image", shard))
+    with pytest.raises(VolumeError, match=f"has {of - 1} of {of} {split} shards"):
+        cache.require_complete()
+
+
+def test_a_smaller_plan_has_no_shards_of_a_larger_one(cache):
+    assert list(cache.done("train", replace(PLAN, patches=5))) == [0, 1]
+
+
 def test_blocks_of_a_plan():
     assert (PLAN.shards, PLAN.blocks) == (3, 5)
     places = [("validation", 0), ("validation", 1), ("train", 0), ("train", 1), ("train", 2)]
