@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -84,6 +85,21 @@ def nobody() -> Callable[[], AbstractContextManager[None]]:
             os.setresuid(0, 0, 0)
 
     return unprivileged
+
+
+@pytest.fixture
+def make_pipe() -> Iterator[Callable[[Path], None]]:
+    """make_pipe(path): a named pipe, whose writers have something for whoever reads: nobody waits for ever."""
+    writers = []
+
+    def make(path: Path) -> None:
+        os.mkfifo(path)
+        writers.append(subprocess.Popen(["sh", "-c", f"while echo text >'{path}'; do :; done"]))
+
+    yield make
+    for writer in writers:
+        writer.kill()
+        writer.wait()
 
 
 @pytest.fixture(scope="session")

@@ -257,6 +257,14 @@ def test_a_folder_in_an_objects_place(tmp_path):
         objects.get("a")
 
 
+def test_a_pipe_in_an_objects_place(tmp_path, make_pipe):
+    make_pipe(tmp_path / "a")
+    objects = open_objects(str(tmp_path))
+    for ask in (objects.get, lambda key: objects.get_part(key, 0, 2)):
+        with pytest.raises(VolumeError, match=r"/a is a pipe or a device and no file; save what comes from it"):
+            ask("a")
+
+
 def test_a_put_is_readable_by_others(tmp_path):
     open_objects(str(tmp_path)).put("a", b"")
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644

@@ -15,12 +15,13 @@ from unet_ray.storage.tiff_target import check_tiff_targets
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two folders of sections, one of them within the other, a link to it, a stack, a zarr group and a file."""
+    """Two folders of sections, one of them within the other, a link to it, a stack, a zarr group, a file and a pipe."""
     (tmp_path / "sections" / "below").mkdir(parents=True)
     for name in ("sections/s1.tif", "sections/s2.tif", "sections/below/s1.tif", "s[1].tif", "stack.tif", "file"):
         (tmp_path / name).write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "sections")
     zarr.create_group(str(tmp_path / "raw.zarr"))
+    os.mkfifo(tmp_path / "pipe")
     return tmp_path
 
 
@@ -40,6 +41,7 @@ def folder(tmp_path: Path) -> Path:
         ("sections", "stack.tif", "is a folder; choose a file name in it"),
         ("later/", "stack.tif", "is a folder; choose a file name in it"),
         ("file/mask.tif", "stack.tif", "cannot be written, for .*file is a file"),
+        ("pipe", "stack.tif", "--tiff .*/pipe is a pipe or a device, in whose place a file would be put; choose"),
         ("s3://bucket/mask.tif", "stack.tif", "choose a local path"),
         ("file:///mask.tif", "stack.tif", "choose a local path"),
     ],

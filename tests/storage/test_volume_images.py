@@ -159,6 +159,14 @@ def test_folders_that_are_no_volume(tmp_path, make, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("asked", ["", "/{}", "/?.*"])
+def test_a_pipe_is_no_image(tmp_path, name, asked, make_pipe):
+    make_pipe(tmp_path / name)
+    with pytest.raises(VolumeError, match=f"^{tmp_path}/{name} is a pipe or a device and no file; save what"):
+        open_volume(str(tmp_path) + asked.format(name))
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_sections_that_are_not_there_are_never_left_out(tmp_path, suffix, nobody):
     save_sections(tmp_path, np.zeros((3, 5, 5), np.uint8), suffix)

@@ -11,6 +11,7 @@ from typing import Any
 
 from unet_ray.errors import TargetError, VolumeError
 from unet_ray.storage.objects import UNLISTED, ObjectInfo, Objects
+from unet_ray.storage.plain_file import plain
 
 
 class LocalObjects(Objects):
@@ -57,7 +58,8 @@ class LocalObjects(Objects):
 
     def get(self, key: str) -> bytes | None:
         try:
-            return (self.root / key).read_bytes()
+            with open(self.root / key, "rb", opener=plain) as file:
+                return file.read()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -65,7 +67,7 @@ class LocalObjects(Objects):
 
     def get_part(self, key: str, offset: int, length: int) -> bytes | None:
         try:
-            number = os.open(os.path.join(self.root, key), os.O_RDONLY)
+            number = plain(os.path.join(self.root, key), os.O_RDONLY)
             try:
                 start = offset if offset >= 0 else max(0, os.fstat(number).st_size + offset)
                 return os.pread(number, length, start)

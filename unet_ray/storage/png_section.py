@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from unet_ray.errors import VolumeError
 from unet_ray.storage.failure import reason
+from unet_ray.storage.plain_file import plain
 
 _COLOUR = {2: "RGB", 4: "grey with transparency", 6: "RGB with transparency"}
 
@@ -28,7 +29,7 @@ def read_png_header(path: str) -> PngHeader:
     Raises:
         VolumeError: not a PNG, truncated, or in colour.
     """
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=plain) as file:
         head = file.read(33)
         file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
         tail = file.read()

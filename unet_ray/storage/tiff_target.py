@@ -28,6 +28,8 @@ def require_file_target(path: str, name: str = "", such_as: str = "mask.tif") ->
     target = Path(path)
     if target.is_dir() or path.endswith("/"):
         raise TargetError(f"{said} is a folder; choose a file name in it, such as {target / such_as}")
+    if target.exists() and not target.is_file():
+        raise TargetError(f"{said} is a pipe or a device, in whose place a file would be put; choose another path")
     there = next(folder for folder in target.absolute().parents if os.path.exists(folder))
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         found = "may not be written to" if there.is_dir() else "is a file"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from unet_ray.errors import VolumeError
 from unet_ray.geometry.box import Box
+from unet_ray.storage.plain_file import plain
 
 DIGEST_BYTES = 32 << 20
 ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
@@ -258,7 +259,7 @@ def _is_there(where: str) -> bool:
 
 
 def _open_file(path: str, where: str) -> Volume:
-    with open(where, "rb") as file:
+    with open(where, "rb", opener=plain) as file:
         magic = file.read(8)
     if magic[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return _open_tiff(path, where)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from unet_ray.errors import VolumeError
 from unet_ray.geometry.box import Box
+from unet_ray.storage.plain_file import plain
 from unet_ray.storage.png_section import read_png, read_png_header
 from unet_ray.storage.segment_cache import SegmentCache
 from unet_ray.storage.volume import Volume
@@ -168,7 +169,7 @@ def _describe(file: str) -> tuple[tuple[int, int], np.dtype[Any], tuple[float, f
         return header.shape, header.dtype, None
     if not file.lower().endswith(_TIFF):
         raise VolumeError(f"{file} is neither .tif, .tiff nor .png; give a pattern that matches only images")
-    with open(file, "rb") as image:
+    with open(file, "rb", opener=plain) as image:
         if image.read(2) not in (b"II", b"MM"):
             raise VolumeError(f"{file} is not a TIFF image; save it again or leave it out")
     layout = TiffPages(file, file).layout
