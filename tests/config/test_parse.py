@@ -153,6 +153,7 @@ def test_what_print_config_prints_gives_the_same_settings(kind, flags, capsys, t
         (["--workers-per-gpu", "2"], "workers_per_gpu 2 has no effect without a GPU; add --use-gpu, or .* --workers"),
         (["--config"], "--config was given no file"),
         (["--config", "--verify"], "--config was given no file"),
+        (["--config", "a.yaml", "--config=b.yaml"], "--config was given twice, a.yaml and b.yaml; put what both say"),
         (["--config", "/nowhere/c.yaml"], r"--config /nowhere/c.yaml cannot be read \(No such file or directory\)"),
     ],
 )

@@ -85,9 +85,11 @@ def _own_flags(argv: Sequence[str]) -> tuple[list[str], str | None, bool]:
     words = iter(argv)
     for word in words:
         if word == "--config" or word.startswith("--config="):
-            path = word.partition("=")[2] or next(words, None)
+            before, path = path, word.partition("=")[2] or next(words, None)
             if not path or path.startswith("--"):
                 raise ConfigError("--config was given no file; name a YAML file, such as --config run.yaml")
+            if before is not None:
+                raise ConfigError(f"--config was given twice, {before} and {path}; put what both say into one file")
         elif word == "--print-config":
             print_config = True
         else:
