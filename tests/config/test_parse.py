@@ -171,6 +171,9 @@ def test_a_wrong_flag_is_one_sentence(flags, said):
         ("file:/data/o.zarr", ".*write file:///data/o.zarr; see"),
         ("s3://", "the URL names no bucket"),
         ("s3:///o.zarr", "the URL names no bucket"),
+        ("http://h/o.zarr", "http:// is read and written by nothing here; give a local path, or s3://, gs:// or az://"),
+        ("HTTPS://h/o.zarr", "HTTPS:// is read"),
+        ("ftp:///o.zarr", "ftp:// is read"),
         ("", "it names no place; give a path or a URL, and look whether a variable in it is set"),
     ],
 )
@@ -182,7 +185,7 @@ def test_a_place_that_nobody_means_is_refused(place, said):
 
 
 @pytest.mark.parametrize(
-    "place", ["s3://bucket/o.zarr", "file:///data/o", "C:/o.zarr", "./s3:/o", "a:b/o", "https://h/o"]
+    "place", ["s3://bucket/o.zarr", "file:///data/o", "C:/o.zarr", "./s3:/o", "a:b/o", "./http://h/o", "az://c/o"]
 )
 def test_other_places_stay_as_they_are(place):
     assert segment("--output", place, "--tiff", place).output == place

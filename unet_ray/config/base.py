@@ -13,6 +13,9 @@ VoxelSize = tuple[_Nanometres, _Nanometres, _Nanometres]
 # s3:/bucket and s3:bucket would be folders here; of one letter are drives.
 _LACKS_SLASHES = re.compile(r"([a-z][a-z0-9+.-]+:/|(s3|gs|az):)(?!/)", re.IGNORECASE)
 _NAMES_NO_BUCKET = re.compile(r"(?!file:)[a-z][a-z0-9+.-]+://(/|$)", re.IGNORECASE)
+_URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+# Those that the README names, and the other words for the same stores.
+_SCHEMES = ("file", "s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl")
 
 
 def _place(given: str) -> str:
@@ -23,6 +26,11 @@ def _place(given: str) -> str:
         scheme, _, rest = given.partition(":")
         rest = rest if scheme.lower() == "file" else rest.lstrip("/")
         raise ValueError(f"a URL has two slashes after its first word; write {scheme}://{rest}")
+    url = _URL.match(given)
+    if url is not None and url[1].lower() not in _SCHEMES:
+        raise ValueError(
+            f"{url[0]} is read and written by nothing here; give a local path, or s3://, gs:// or az:// and a bucket"
+        )
     if _NAMES_NO_BUCKET.match(given):
         raise ValueError("the URL names no bucket; name one after the two slashes, and look whether a variable is set")
     # The shell does not where it stands in a YAML file, in quotes or after a flag's =.
