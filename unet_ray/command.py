@@ -46,8 +46,7 @@ def run(
         try:
             settings = parse(kind, sys.argv[1:] if argv is None else argv, program)
         except BrokenPipeError:
-            # `--help | head`: the reader has had enough. Python would complain again when it closes stdout.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _forget_stdout()  # `--help | head`: the reader has had enough
             return 0
         # stdout is the summary's alone; whatever a library prints is a log.
         with _interruptible(program, interrupted), contextlib.redirect_stdout(sys.stderr):
@@ -64,8 +63,18 @@ def run(
         traceback.print_exc()
         _say(program, f"failed with an error of its own: {error!r}")
         return 1
-    print(json.dumps(summary), flush=True)
+    try:
+        print(json.dumps(summary), flush=True)
+    except OSError as error:
+        # The reader of hours of work has gone, or the disk of its log is full: the work is done nevertheless.
+        _forget_stdout()
+        _say(program, f"stdout does not take the summary ({error.strerror}), which is {json.dumps(summary)}")
     return {"complete": 0, "interrupted": INTERRUPTED}.get(summary["status"], 3)
+
+
+def _forget_stdout() -> None:
+    """Let what was not written go: Python would complain again when it closes stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(program: str, sentence: str) -> None:
