@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from unet_ray.config.train import BestBy, TrainSettings
-from unet_ray.engine.run_writer import RunWriter, read_rows
+from unet_ray.engine.run_writer import METRICS, RunWriter, read_rows
 from unet_ray.engine.train_state import Progressed, best_row
-from unet_ray.engine.train_worker import FORECAST_AFTER, _Clock, passes
+from unet_ray.engine.train_worker import FORECAST_AFTER, _Clock, passes, require_model
 from unet_ray.engine.validation import Validated
+from unet_ray.errors import ModelFileError, OutputMismatchError
 from unet_ray.storage.open_objects import open_objects
 
 
@@ -45,6 +46,42 @@ def test_rows_are_json_that_anybody_reads(tmp_path: Path) -> None:
     line = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(line, parse_constant=pytest.fail) == read_rows(open_objects(str(tmp_path)))[0]
     assert json.loads(line)["gradient_norm"] is json.loads(line)["learning_rate"] is None
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        (slice(None, -8), "metrics.jsonl of run .* is cut off or damaged; copy it again .*--overwrite"),
+        (slice(0), "metrics.jsonl of run .* has 0 of the 3 steps that were taken; copy it again"),
+        (slice(29, None), "has 2 of the 3 steps"),
+    ],
+    ids=["cut", "empty", "begun later"],
+)
+def test_a_run_does_not_go_on_without_its_rows(kept: slice, said: str, tmp_path: Path) -> None:
+    """Its summary and curves would be those of a part, and the best epoch another than the model's."""
+    run, rows = open_objects(str(tmp_path)), [{"event": "step", "step": step} for step in range(4)]
+    whole = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    assert whole[28:29] == b"\n"
+    run.put(METRICS, whole)
+    RunWriter(run, 3).close()
+    run.put(METRICS, whole[kept])
+    with pytest.raises(OutputMismatchError, match=said):
+        RunWriter(run, 3)
+    assert run.get(METRICS) == whole[kept]
+    RunWriter(run, 0).close()
+
+
+def test_a_run_does_not_go_on_without_its_model(tmp_path: Path) -> None:
+    """No later epoch need be better, and the run would be complete without any."""
+    run, at = open_objects(str(tmp_path)), Progressed()
+    require_model(run, at)
+    at.take(validated(0.5, 0.5), "loss")
+    with pytest.raises(
+        ModelFileError, match=r"the best model until then, its model.safetensors, is not there any more"
+    ):
+        require_model(run, at)
+    run.put("model.safetensors", b"whatever")
+    require_model(run, at)
 
 
 def test_the_forecast_counts_steps_alone() -> None:

@@ -16,6 +16,7 @@ from unet_ray.engine.evaluate_inputs import segmentation_at
 from unet_ray.engine.evaluation import Evaluation
 from unet_ray.engine.past_runs import past_runs
 from unet_ray.engine.run_facts import command_line, versions
+from unet_ray.engine.run_writer import read_rows
 from unet_ray.numerics.labels import MAX_CLASSES
 from unet_ray.report.page import Certificate, Facts, Report, Training, report_html
 from unet_ray.report.progress import duration, number
@@ -101,8 +102,7 @@ def _times(stages: Stages) -> dict[str, str]:
 
 def _training(stages: Stages) -> Training:
     summary = stages.summaries["train"]
-    logged = open_objects(stages.run).get("metrics.jsonl") or b""
-    rows = [json.loads(line) for line in logged.splitlines()]
+    rows = read_rows(open_objects(stages.run))
     augmented = stages.summaries["augment"]
     facts = [
         ("Patches", f"{augmented['patches']:,}"),

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from unet_ray.engine.validation import Predicted
+from unet_ray.errors import OutputMismatchError
 from unet_ray.storage.objects import Objects
 
 METRICS = "metrics.jsonl"
+_REMEDY = "copy it again from where the run was made, or train again with --overwrite"
 _SCALARS_ARE = (int, float)
 # The rest of a row says when it was written, which is no curve.
 _NO_CURVES = frozenset({"step", "epoch", "ended", "samples", "patches"})
@@ -26,14 +28,22 @@ class RunWriter:
     Args:
         run: the run directory.
         resumed_at: steps taken before; 0 for a new run.
+
+    Raises:
+        OutputMismatchError: the rows of steps taken before are not all there, so what the run tells would be wrong.
     """
 
     def __init__(self, run: Objects, resumed_at: int) -> None:
         from tensorboardX import SummaryWriter
 
         self._run = run
-        kept = (json.loads(line) for line in (run.get(METRICS) or b"").splitlines())
-        self._rows = [row for row in kept if row["step"] < resumed_at]
+        # Of a run that begins anew no old row is kept, whatever became of them.
+        self._rows = [row for row in read_rows(run) if row["step"] < resumed_at] if resumed_at else []
+        there = sum(row["event"] == "step" for row in self._rows)
+        if there != resumed_at:
+            raise OutputMismatchError(
+                f"{METRICS} of run {run.url} has {there} of the {resumed_at} steps that were taken; {_REMEDY}"
+            )
         self._folder = tempfile.TemporaryDirectory(prefix="unet_ray-events-")
         self._events = SummaryWriter(self._folder.name, purge_step=resumed_at or None)
 
@@ -65,5 +75,12 @@ class RunWriter:
 
 
 def read_rows(run: Objects) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl, oldest first; none where there is no such file."""
-    return [json.loads(line) for line in (run.get(METRICS) or b"").splitlines()]
+    """Rows of metrics.jsonl, oldest first; none where there is no such file.
+
+    Raises:
+        OutputMismatchError: it is cut off or damaged.
+    """
+    try:
+        return [json.loads(line) for line in (run.get(METRICS) or b"").splitlines()]
+    except ValueError as error:
+        raise OutputMismatchError(f"{METRICS} of run {run.url} is cut off or damaged; {_REMEDY}") from error

@@ -21,7 +21,7 @@ from unet_ray.engine.run_writer import RunWriter
 from unet_ray.engine.same_code import require_code
 from unet_ray.engine.train_state import Progressed, TrainState
 from unet_ray.engine.validation import Gather, validate
-from unet_ray.errors import TrainingDivergedError, UnetRayError
+from unet_ray.errors import ModelFileError, TrainingDivergedError, UnetRayError
 from unet_ray.geometry.receptive_field import halo_px, margin_px
 from unet_ray.network.ema import WeightAverage
 from unet_ray.network.loss import Loss
@@ -32,6 +32,7 @@ from unet_ray.network.schedule import Schedule
 from unet_ray.network.step import Batch, Precision, make_optimizer, make_scaler, train_step
 from unet_ray.network.unet import Network, new_network
 from unet_ray.report.progress import duration
+from unet_ray.storage.objects import Objects
 from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.patch_cache import PatchCache
 
@@ -125,6 +126,8 @@ class _Rank:
             at=Progressed(),
         )  # fmt: skip
         self.state.resume()
+        if rank == 0:
+            require_model(self.run, self.state.at)
         self.reduce = sum_over_ranks if world_size > 1 else None
         self.gather: Gather | None = gather if world_size > 1 else None
         self.wrapped: torch.nn.Module = network
@@ -229,6 +232,19 @@ class _Rank:
             f"forecast: {duration(seconds_per_step * steps)} per epoch of {steps:,} steps and its validation apart, "
             f"{duration(seconds_per_step * left)} in all; {memory / 1e9:.2f} GB of "
             f"{'device' if self.plan.use_gpu else 'main'} memory per worker"
+        )
+
+
+def require_model(run: Objects, at: Progressed) -> None:
+    """Check that the best model so far is there: a training that finds no better one would end without any.
+
+    Raises:
+        ModelFileError: it is not.
+    """
+    if at.best is not None and not run.size(MODEL):
+        raise ModelFileError(
+            f"the run {run.url} goes on from its checkpoint, but the best model until then, its {MODEL}, is not there "
+            "any more; put it back, or train again with --overwrite"
         )
 
 
