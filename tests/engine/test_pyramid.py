@@ -184,14 +184,28 @@ def test_a_level_comes_with_the_last_block_that_it_is_made_from(
 
 
 def test_a_new_threshold_rewrites_every_levels_mask(
-    asked: dict[str, Any], output: Path, shards: Callable[..., dict[str, Any]]
+    asked: dict[str, Any], output: Path, shards: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = shards(output)
     segment(SegmentConfig(**asked | {"threshold": 0.56}, output=str(output)))
+    told = f"segment: all of the mask of {output} is made again with --threshold 0.56, which was {asked['threshold']}\n"
+    assert told in capsys.readouterr().err
     after = shards(output)
     assert {key for key in before if before[key] != after[key]} == {key for key in before if key.startswith(MASK)}
     for number in LEVELS:
         assert np.array_equal(level(output, number, MASK), level(output, number) > 0.56 * 255)
+
+
+@pytest.mark.parametrize("lost", ["0", f"{MASK}/2", MASK, "labels"])
+def test_metadata_that_were_lost_are_put_again(
+    lost: str, asked: dict[str, Any], output: Path, shards: Callable[..., dict[str, Any]]
+) -> None:
+    """As in a copy that left some files out: without them readers see no array."""
+    before, document = shards(output), (output / lost / "zarr.json").read_bytes()
+    (output / lost / "zarr.json").unlink()
+    assert segment(SegmentConfig(**asked, output=str(output)))["blocks_written"] == 0
+    assert (output / lost / "zarr.json").read_bytes() == document
+    assert not rewritten(before, shards(output))
 
 
 @pytest.mark.parametrize("error", ["WorkerCrashedError", "OutOfMemoryError"])

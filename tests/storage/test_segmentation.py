@@ -206,6 +206,13 @@ def test_unwritten_blocks_by_section(output):
     assert [output.unwritten_blocks(chosen) for chosen in ([0], [0, 1], [2], [4, 0], range(5))] == [2, 2, 1, 3, 4]
 
 
+def test_an_array_without_its_metadata_is_a_sentence(output):
+    output.objects.delete(f"{LEVEL}/zarr.json")
+    for ask in (output.blocks_done, lambda: output.unwritten_blocks([0])):
+        with pytest.raises(VolumeError, match=r"has lost 0/zarr\.json, or has none yet; run the same jobs/segment.py"):
+            ask()
+
+
 @pytest.mark.parametrize("damage", [None, b"", b"short"])
 def test_a_damaged_block_is_not_read(output, damage):
     key = f"{LEVEL}/c/0/1/0"

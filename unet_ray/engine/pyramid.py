@@ -32,9 +32,11 @@ def missing_masks(
 
 
 def anything_missing(output: Segmentation, layout: SegmentationLayout) -> bool:
-    """Whether `make_masks` or `build_pyramid` would do anything."""
-    return next(missing_masks(output, layout), None) is not None or any(
-        output.ready(layout, level) for level in layout.levels[1:]
+    """Whether `make_masks`, `build_pyramid` or `Segmentation.create` would do anything."""
+    return (
+        next(missing_masks(output, layout), None) is not None
+        or any(output.ready(layout, level) for level in layout.levels[1:])
+        or output.lacks_metadata(layout)
     )
 
 

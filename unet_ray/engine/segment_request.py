@@ -129,6 +129,8 @@ def take_over(request: Request) -> Request:
     if config.verify:
         request = replace(request, lost=_verified(output, layout, config.output))
     if layout.classes == 1 and stored["threshold"] != config.threshold:
+        told = f"{config.threshold:g}, which was {stored['threshold']:g}"
+        print(f"segment: all of the mask of {config.output} is made again with --threshold {told}", file=sys.stderr)
         output.drop_masks(layout)
         stored = stored | {"threshold": config.threshold}
         output.set_attributes(stored)

@@ -99,6 +99,11 @@ class Segmentation(OwnedGroup):
         self._create_below(layout)
         put_group(self.objects, "", self._root(layout, attributes))
 
+    def lacks_metadata(self, layout: SegmentationLayout) -> bool:
+        """Whether metadata below the root are missing, without which readers see no array where shards are."""
+        arrays = [array for level in layout.levels for array in (str(level), f"{layout.label}/{level}")]
+        return any(not self.objects.size(f"{place}/zarr.json") for place in (LABELS, layout.label, *arrays))
+
     def _create_below(self, layout: SegmentationLayout) -> None:
         scales = [layout.scale(level) for level in layout.levels]
         name = layout.label.removeprefix(f"{LABELS}/")
@@ -150,7 +155,11 @@ class Segmentation(OwnedGroup):
     def _stored_blocks(self) -> BlockGrid:
         """The grid of shards as the metadata tell it."""
         document = read_document(self.objects, LEVEL)
-        assert document is not None
+        if document is None:
+            raise VolumeError(
+                f"segmentation {self.path} has lost {LEVEL}/zarr.json, or has none yet; run the same jobs/segment.py "
+                "command again, or copy the segmentation whole"
+            )
         shard = document["chunk_grid"]["configuration"]["chunk_shape"]
         # Before z y x there may be classes, of which every shard holds all.
         return BlockGrid(TileGrid(triple(document["shape"][-3:]), triple(shard[-3:])), (1, 1, 1))
