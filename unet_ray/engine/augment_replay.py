@@ -12,7 +12,7 @@ from unet_ray.config.augment import AugmentConfig, AugmentSettings
 from unet_ray.engine.augment_plan import AugmentPlan, from_cache
 from unet_ray.engine.augment_worker import AugmentWorker
 from unet_ray.errors import ConfigError, TargetError, VolumeError
-from unet_ray.storage.fingerprint import differences
+from unet_ray.storage.fingerprint import differences, named
 from unet_ray.storage.objects import absolute
 from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.patch_cache import ARRAYS, PatchCache, PatchLike
@@ -85,7 +85,7 @@ def _require_same_settings(config: AugmentConfig, plan: AugmentPlan, path: str) 
     differing = differences({name: held[name] for name in given}, given)
     if differing:
         raise ConfigError(
-            f"--replay makes a patch of cache {path} again, which was made with {', '.join(differing)}; "
+            f"--replay makes a patch of cache {path} again, which was made with {named(differing)}; "
             "leave these settings out"
         )
 

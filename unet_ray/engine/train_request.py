@@ -14,7 +14,7 @@ from unet_ray.engine.train_worker import passes
 from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, TargetError
 from unet_ray.geometry.receptive_field import margin_px, nearest_output_sides
 from unet_ray.network.model_file import decode
-from unet_ray.storage.fingerprint import differences, digest
+from unet_ray.storage.fingerprint import differences, digest, named
 from unet_ray.storage.objects import Objects, absolute
 from unet_ray.storage.patch_cache import PatchCache
 from unet_ray.storage.tiff_target import require_file_target
@@ -114,7 +114,7 @@ def made_with_of(config: TrainConfig, network: NetworkConfig, cache: PatchCache)
         differing = differences(found.model_dump(exclude={"preset"}), network.model_dump(exclude={"preset"}))
         if differing:
             raise ModelFileError(
-                f"--initial-model {config.initial_model} holds another network: {', '.join(differing)}; "
+                f"--initial-model {config.initial_model} holds another network: {named(differing)}; "
                 "choose the same preset, base channels, depth, members and context"
             )
         initial = digest(data)
@@ -186,7 +186,7 @@ def claim(run: Objects, config: TrainConfig, made_with: dict[str, Any]) -> dict[
         differing.append(f"precision {earlier['precision']} (now {config.precision})")
     if differing:
         raise OutputMismatchError(
-            f"run {config.run} was started with {', '.join(differing)}; choose a new directory or pass --overwrite"
+            f"run {config.run} was started with {named(differing)}; choose a new directory or pass --overwrite"
         )
     return earlier
 

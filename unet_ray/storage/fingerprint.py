@@ -2,8 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+# Of what differs; of another stack that is every section.
+NAMED = 8
 
 
 def digest(data: bytes | memoryview) -> str:
@@ -37,6 +40,18 @@ def differences(made_with: Mapping[str, Any], asked: Mapping[str, Any], under: s
             # What was stored comes back from JSON, which makes tuples lists.
             found.append(f"{under}{key} {_short(old)} (now {_short(new)})")
     return found
+
+
+def named(differing: Sequence[str]) -> str:
+    """What `differences` found, in one sentence that can be read: the first `NAMED`, and how many more.
+
+    >>> named(["seed 1 (now 2)", "noise.sd 2 (now 3)"])
+    'seed 1 (now 2), noise.sd 2 (now 3)'
+    >>> named([f"{number} null (now 1)" for number in range(60)])[-26:]
+    '7 null (now 1) and 52 more'
+    """
+    rest = len(differing) - NAMED
+    return ", ".join(differing[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _short(value: Any) -> str:

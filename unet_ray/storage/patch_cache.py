@@ -12,7 +12,7 @@ from unet_ray.errors import CacheMismatchError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
 from unet_ray.storage.array_spec import ArraySpec
 from unet_ray.storage.failure import reason
-from unet_ray.storage.fingerprint import differences, fingerprint
+from unet_ray.storage.fingerprint import differences, fingerprint, named
 from unet_ray.storage.owned_group import OwnedGroup
 from unet_ray.storage.shard_codec import ShardCodec
 from unet_ray.storage.shards import DAMAGED, Encoded, present_shards, put_array, put_encoded, put_group, shard_key
@@ -163,7 +163,7 @@ class PatchCache(OwnedGroup):
         )
         if differing:
             raise CacheMismatchError(
-                f"cache {self.path} was made with {', '.join(differing)}; choose a new path or pass --overwrite"
+                f"cache {self.path} was made with {named(differing)}; choose a new path or pass --overwrite"
             )
         held = self.plan()
         return held if held.patches >= plan.patches else plan

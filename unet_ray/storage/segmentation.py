@@ -12,7 +12,7 @@ from unet_ray.geometry.block_set import BlockSet
 from unet_ray.geometry.box import triple
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.storage.array_spec import ArraySpec
-from unet_ray.storage.fingerprint import differences
+from unet_ray.storage.fingerprint import differences, named
 from unet_ray.storage.ome_image import AXES, VERSION, label_colours, ome_image
 from unet_ray.storage.ome_metadata import find_level
 from unet_ray.storage.owned_group import OwnedGroup
@@ -72,7 +72,7 @@ class Segmentation(OwnedGroup):
                 advice = f"{advice}, or --accept-changed-volume where the volume was only mended"
             if any(phrase.split(maxsplit=1)[0].split(".")[0] == "mask" for phrase in differing):
                 advice = f"{advice}, or give the --mask that it was begun with, if any"
-            raise OutputMismatchError(f"output {self.path} was made with {', '.join(differing)}; {advice}")
+            raise OutputMismatchError(f"output {self.path} was made with {named(differing)}; {advice}")
         return stored
 
     def claim(self, layout: SegmentationLayout, attributes: Mapping[str, Any]) -> None:
