@@ -1,5 +1,6 @@
 """A zarr store for reading that remembers what it has read: neighbouring boxes share chunks, and shards their index."""
 
+import asyncio
 import threading
 from collections import OrderedDict
 from typing import Any
@@ -22,6 +23,8 @@ class RememberingStore(ObjectStore[Any]):
         self._kept: OrderedDict[tuple[str, ByteRequest | None], Buffer] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
+        # Of zarr's one event loop: what is being asked for, which another reader then waits for.
+        self._asked: dict[tuple[str, ByteRequest | None], asyncio.Future[Buffer | None]] = {}
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Bytes of an object, or of a range of it; None where there is none, which is not remembered."""
@@ -30,7 +33,10 @@ class RememberingStore(ObjectStore[Any]):
             if place in self._kept:
                 self._kept.move_to_end(place)
                 return self._kept[place]
-        found = await super().get(key, prototype, byte_range)
+        if place not in self._asked:
+            asked = self._asked[place] = asyncio.ensure_future(super().get(key, prototype, byte_range))
+            asked.add_done_callback(lambda _: self._asked.pop(place))
+        found = await asyncio.shield(self._asked[place])
         if found is not None and len(found) <= REMEMBERED_BYTES:
             with self._lock:
                 if place not in self._kept:
