@@ -44,7 +44,7 @@ class Pipeline:
             "train.batch_size": 32, "train.precision": "float32", "train_workers": 2, "checkpoint_every_steps": 4,
             # Adam would make much of the ranks' other order of sums.
             "train.optimizer": "sgd", "train.learning_rate": 0.01,
-            "segment.tile_px": 32, "segment.precision": "float32", "segment.tta": "dihedral",
+            "segment.tile_px": 16, "segment.precision": "float32", "segment.tta": "dihedral",
         })  # fmt: skip
         self.config = parse(PipelineConfig, self.flags, "pipeline")
         self.job = Job(hosts.head, "pipeline", *self.flags, submit=False)
@@ -144,7 +144,7 @@ def test_it_ends_as_if_nothing_had_happened(
     for name, values in expected.items():
         torch.testing.assert_close(found[1][name], values, rtol=1e-4, atol=1e-5, msg=name)
     volume, model = pipeline.images, f"{pipeline.output}/run/model.safetensors"
-    by_plain_loop(volume, model, tmp_path / "plain.zarr", 32, 0.5, tta="dihedral")
+    by_plain_loop(volume, model, tmp_path / "plain.zarr", 16, 0.5, tta="dihedral")
     plain = digests(tmp_path / "plain.zarr")
     assert sum(key.startswith("0/c/") for key in plain) == BLOCKS
     made = digests(pipeline.output / "segmentation.zarr")

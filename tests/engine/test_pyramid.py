@@ -227,13 +227,13 @@ def test_a_level_whose_process_is_killed_is_made_by_a_pool(
 
 
 def test_few_blocks_are_those_that_one_process_makes_before_others_have_started() -> None:
-    small = BlockGrid(TileGrid((2, 160, 160), (1, 16, 16)), (1, 1, 1))
+    small = BlockGrid(TileGrid((6, 160, 160), (1, 16, 16)), (1, 1, 1))
     large = BlockGrid(TileGrid((40, 4096, 4096), (1, 1024, 1024)), (4, 1, 1))
     assert (small.write_box(0).voxels, large.write_box(0).voxels) == (256, 4 * 2**20)
-    assert [pyramid._are_few(small, list(range(count)), 100) for count in (1, 84, 85)] == [True, True, False]
-    assert [pyramid._are_few(large, list(range(count)), 100) for count in (1, 49, 50)] == [True, True, False]
+    assert [pyramid._are_few(small, list(range(count)), 100) for count in (1, 252, 253)] == [True, True, False]
+    assert [pyramid._are_few(large, list(range(count)), 100) for count in (1, 48, 49)] == [True, True, False]
     # Two have half of the work each, but start first.
-    assert [pyramid._are_few(small, list(range(count)), 2) for count in (84, 166, 167)] == [True, True, False]
+    assert [pyramid._are_few(small, list(range(count)), 2) for count in (253, 499, 500)] == [True, True, False]
 
 
 def test_what_a_pyramid_will_take_is_told_by_level(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Wrong input: exit code 2, one sentence on stderr, nothing started, nothing harmed."""
 
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,14 +155,14 @@ def test_segment(segment: Job, stack: Stack, model_file: Path, class_model_file:
 
 
 def test_an_output_that_may_not_be_read(segment: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    output, read = tmp_path / "locked" / "o.zarr", Path.read_bytes
+    output, opened = tmp_path / "locked" / "o.zarr", os.open
 
-    def refuse(path: Path) -> bytes:
-        if path.is_relative_to(output):
+    def refuse(path: Any, *how: Any, **where: Any) -> int:
+        if isinstance(path, str | Path) and Path(path).is_relative_to(output):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return read(path)
+        return opened(path, *how, **where)
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     assert_refused(segment(output=output), "segment", f"{output}/zarr.json cannot be read (Permission denied); check")
 
 

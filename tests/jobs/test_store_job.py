@@ -130,8 +130,9 @@ def test_a_finished_run_is_known_by_a_few_listings(ran: Ran, proxy: FaultProxy, 
     ended = call_job("segment", *ran.flags[:-2])
     assert ended.code == 0, ended.err
     assert json.loads(ended.out)["blocks_skipped"] == BLOCKS
-    # One listing per thousand blocks of probability (twice) and mask, and one of the volume; nothing per block.
-    assert proxy.counts() == {"GET": 6, "LIST": 4, "PUT": 1, "POST delete": 1}
+    # One listing per thousand blocks of probability (twice) and mask, and one of the volume; nothing per block. Whether
+    # the arrays' and groups' metadata are there.
+    assert proxy.counts() == {"GET": 6, "LIST": 4, "HEAD": 4, "PUT": 1, "POST delete": 1}
 
 
 @pytest.mark.usefixtures("no_cluster")
