@@ -44,7 +44,7 @@ class Pipeline:
             "train.batch_size": 32, "train.precision": "float32", "train_workers": 2, "checkpoint_every_steps": 4,
             # Adam would make much of the ranks' other order of sums.
             "train.optimizer": "sgd", "train.learning_rate": 0.01,
-            "segment.tile_px": 16, "segment.precision": "float32", "segment.tta": "dihedral",
+            "segment.tile_px": 12, "segment.precision": "float32", "segment.tta": "dihedral",
         })  # fmt: skip
         self.config = parse(PipelineConfig, self.flags, "pipeline")
         self.job = Job(hosts.head, "pipeline", *self.flags, submit=False)
@@ -103,7 +103,7 @@ def test_it_ends_as_if_nothing_had_happened(
     cut, lost = hosts.workers
     pipeline.wait(lambda: cut.processes(ACTOR) and lost.processes(ACTOR) and len(pipeline.blocks()) >= 12)
     cut.unplug()
-    time.sleep(3)
+    time.sleep(2)
     assert cut.address in hosts.alive()
     cut.plug()
     finished |= times(pipeline.blocks())
@@ -113,7 +113,7 @@ def test_it_ends_as_if_nothing_had_happened(
     pipeline.wait(lambda: joined.processes(ACTOR))
     assert len(pipeline.blocks()) < BLOCKS, "it was to get work in the middle"
 
-    ended = pipeline.job.wait(240)
+    ended = pipeline.job.wait(400)
     assert ended.code == 0, ended.said
     summary = ended.summary
     stages = {name: summary[name] for name in ("augment", "train", "segment", "evaluate")}
@@ -144,7 +144,7 @@ def test_it_ends_as_if_nothing_had_happened(
     for name, values in expected.items():
         torch.testing.assert_close(found[1][name], values, rtol=1e-4, atol=1e-5, msg=name)
     volume, model = pipeline.images, f"{pipeline.output}/run/model.safetensors"
-    by_plain_loop(volume, model, tmp_path / "plain.zarr", 16, 0.5, tta="dihedral")
+    by_plain_loop(volume, model, tmp_path / "plain.zarr", 12, 0.5, tta="dihedral")
     plain = digests(tmp_path / "plain.zarr")
     assert sum(key.startswith("0/c/") for key in plain) == BLOCKS
     made = digests(pipeline.output / "segmentation.zarr")
