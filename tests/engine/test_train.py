@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -202,7 +203,11 @@ def test_killed_driver_continues(
     (half / "state.pt").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     capfd.readouterr()
     train(config(cache, run, checkpoint_every_steps=2))
-    assert "default network, " in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "default network, " in said
+    told = re.search(r"train: 9 of 9 steps \(100 %\), (\d) of them before, ", said)
+    assert told is not None
+    assert int(told[1]) >= at
     assert_gone_on_from(run, at, killed)
     assert_same(run, finished[0])
 

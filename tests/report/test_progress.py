@@ -89,6 +89,19 @@ def test_the_rate_leaves_out_what_an_earlier_run_did() -> None:
     assert 2 < rate < 6  # 1 Mvox in 0.2 s, not 1001
 
 
+def test_what_was_done_before_may_be_known_only_later() -> None:
+    stream = io.StringIO()
+    with Progress("train", total=1010, unit="steps", every_s=0.3, stream=stream) as progress:
+        time.sleep(0.2)
+        progress.begin_at(1000)
+        progress.advance(1)
+        time.sleep(0.2)
+    first, last = stream.getvalue().splitlines()[0], stream.getvalue().splitlines()[-1]
+    assert first.startswith("train: 1,001 of 1,010 steps (99 %), ")
+    assert float(first.split("), ")[1].split(" steps/s")[0]) > 5  # 1 step in 0.1 s, not in 0.3 s
+    assert last.startswith("train: 1,001 of 1,010 steps (99 %), 1,000 of them before, ")
+
+
 def test_between_two_advances_the_rate_stays_and_the_time_left_falls() -> None:
     stream = io.StringIO()
     with Progress("segment", total=100, unit="Mvox", every_s=0.1, stream=stream) as progress:

@@ -198,10 +198,12 @@ def _fit(config: TrainConfig, plan: TrainPlan, steps: int, memory_each: int) -> 
             if not row:
                 continue
             if shown is None:
-                first_step.append(time.time())
                 shown = row["resumed_at"]
-            progress.advance(max(0, row["step"] - shown), note=row["note"])
-            shown = max(shown, row["step"])
+                progress.begin_at(shown)
+            if row["step"] > shown:
+                first_step[:] = first_step or [time.time()]
+                progress.advance(row["step"] - shown, note=row["note"])
+                shown = row["step"]
 
     filesystem, place = arrow_store(plan.run)
     trainer = TorchTrainer(

@@ -146,6 +146,8 @@ class _Rank:
             TrainingDivergedError: a loss or a gradient is no finite number; the rows up to there are written.
         """
         at, settings = self.state.at, self.settings
+        if self.writer is not None:
+            self._post("")
         while at.epoch < settings.epochs and at.epoch - 1 - at.best_epoch < settings.early_stop_epochs:
             # In the middle of an epoch after a resume: the order is known, so the steps taken are left out.
             patches = self.loader.epoch(at.epoch, first_step=at.step - at.epoch * self.loader.steps)
@@ -193,7 +195,7 @@ class _Rank:
             self.posted = time.monotonic()
             rate_now = f"{found.samples / max(seconds + waited, 1e-9):.3g} samples/s"
             note = f"epoch {at.epoch + 1} of {settings.epochs}, loss {found.loss:.4f}, {rate_now}"
-            self.board.post.remote({"step": at.step, "resumed_at": self.resumed_at, "note": note})
+            self._post(note)
         usual = self.clock.tick(seconds + waited)
         if usual is not None:
             self._say(self._forecast(usual))
@@ -219,6 +221,9 @@ class _Rank:
         if self.writer is not None:
             self.writer.flush()
         self.state.report(self.rank)
+
+    def _post(self, note: str) -> None:
+        self.board.post.remote({"step": self.state.at.step, "resumed_at": self.resumed_at, "note": note})
 
     def _say(self, line: str) -> None:
         self.board.say.remote(line)

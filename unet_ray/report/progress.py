@@ -71,6 +71,12 @@ class Progress:
         """Done so far, in units, work of earlier runs included."""
         return self._before + self._here
 
+    def begin_at(self, done: float) -> None:
+        """Count ``done`` as done before, where that is known only now; the rate is of what follows."""
+        with self._lock:
+            self._before = done - self._here
+            self._advances = deque([(time.monotonic(), self._here)])
+
     def advance(self, units: float, note: str = "") -> None:
         """Count ``units`` more as done; ``note`` is shown until the next one."""
         now = time.monotonic()
