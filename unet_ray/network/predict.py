@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unet_ray.config.network import NetworkConfig
+from unet_ray.network.fuse import fuse
 from unet_ray.network.unet import (
     class_probability,
     fold_batch_norm,
@@ -91,10 +92,13 @@ class Predictor:
         self.crop, self.dtype = crop, dtype
         self._layout = fast_layout(self.device, precision)
         network = network_from_state(config, state)
-        if precision != "float32":
-            # Half the time, and one rounding less. In float32 it gains nothing.
+        on_cpu = self.device.type == "cpu"
+        if precision != "float32" or on_cpu:
+            # Half the time in bfloat16, and one rounding less; in float32 a tenth, on a GPU nothing.
             network = fold_batch_norm(network)
         self.network: nn.Module = network.to(self.device, TORCH_DTYPE[precision]).to(memory_format=self._layout)  # type: ignore[call-overload]
+        if on_cpu:
+            fuse(self.network)
 
     @torch.inference_mode()
     def __call__(self, windows: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:

@@ -68,6 +68,7 @@ class UNet(nn.Module):
             Dropout(config.dropout, level + member * config.depth) if level >= first_dropped else nn.Identity()
             for level in range(config.depth)
         )
+        self.pool: nn.Module = nn.MaxPool2d(2)
         rising = range(config.depth - 2, -1, -1)
         self.up = nn.ModuleList(
             NearestUp(width[level + 1], width[level])
@@ -93,7 +94,7 @@ class UNet(nn.Module):
             if level:
                 if features.shape[-1] % 2 or features.shape[-2] % 2:
                     raise ValueError(f"pooling {level} meets an odd side: {tuple(features.shape[-2:])}")
-                features = functional.max_pool2d(features, 2)
+                features = self.pool(features)
             features = dropout(convolve(features))
             skips.append(features)
         skips.pop()
