@@ -69,11 +69,11 @@ def test_ignored_pixels_are_neither_membrane_nor_cell():
 
 
 def test_classes_are_kept_and_have_no_cells():
-    found = membrane_and_cells(np.array([[0, 1, 2, 5]]), "classes", ignore_label=5)
-    np.testing.assert_array_equal(found.class_map, [[0, 1, 2, 0]])
+    found = membrane_and_cells(np.array([[0, 1, 31, 5]]), "classes", ignore_label=5)
+    np.testing.assert_array_equal(found.class_map, [[0, 1, 31, 0]])
     assert not found.cell_ids.any()
     counts = class_counts(found.class_map, found.ignore)
-    np.testing.assert_array_equal(counts, [1, 1, 1] + [0] * (MAX_CLASSES - 3))
+    np.testing.assert_array_equal(counts, [1, 1] + [0] * (MAX_CLASSES - 3) + [1])
 
 
 @pytest.mark.parametrize("kind", ["interior", "membrane", "instances", "classes"])
@@ -132,7 +132,8 @@ def test_nothing_known_fits_every_kind():
         ([[-1, 0]], "interior", "hold the value -1, .* --ignore-label -1"),
         ([[-1, 0]], "instances", "hold the value -1"),
         ([[-1, 0]], "classes", "hold the value -1"),
-        ([[0, 1, 2]], "interior", "3 different values, .* for class indices classes"),
+        ([[0, 1, 2, 2]], "interior", "3 different values, .* for class indices classes"),
+        ([[0, 32]], "classes", "hold the value 32, "),
         ([[0, 255]], "classes", "hold the value 255, .* class indices from 0 to at most 31"),
         (np.arange(300)[None], "classes", "hold the value 299, .* for ids use --label-kind instances"),
         ([[1.0, 2.5]], "instances", "float64 values that are not whole numbers"),
@@ -140,6 +141,7 @@ def test_nothing_known_fits_every_kind():
         ([[0.5, 1.0]], "interior", "float64 values that are not whole numbers"),
         ([[float("nan"), 1.0]], "interior", "not whole numbers"),
         ([[1j, 0]], "interior", "complex128"),
+        ([0, 1], "interior", r"shape \(2,\), but one section is \(y, x\)"),
         ([[[0, 1]]], "interior", r"shape \(1, 1, 2\), but one section is \(y, x\)"),
     ],
 )
