@@ -160,6 +160,16 @@ def test_legal_sides_are_those_that_can_be_computed(layers, side):
         assert output_side(layers, side) == made == side - 2 * margin_px(layers)
 
 
+@pytest.mark.parametrize(
+    ("side", "said"),
+    [(571, "the nearest are 556 and 572"), (573, "the nearest are 572 and 588"), (187, "188 is the least legal side")],
+)
+def test_a_side_that_is_not_legal_is_told_which_are(side, said):
+    for ask in (output_side, lambda layers, side: input_interval(layers, side, 0, 1)):
+        with pytest.raises(TileGridError, match=f"of {side} px does not fit the network's poolings; {said}$"):
+            ask(PAPER, side)
+
+
 @settings(max_examples=40, deadline=None)
 @given(unets(deepest=4), st.integers(1, 40))
 def test_output_sides_near_a_wanted_one(layers, wanted):
@@ -178,6 +188,8 @@ def test_a_skip_that_cannot_be_cropped_about_its_centre_is_not_legal():
 @given(st.integers(1, 5), st.sampled_from([(False, False), (True, False), (True, True)]))
 def test_pooling_factor(depth, kind):
     assert pooling_factor(unet(depth, 2, 3, *kind)) == 2 ** (depth - 1)
+    twice = unet(depth, 2, 3, *kind) * 2  # down, up, and down again
+    assert pooling_factor(twice) == 2 ** (depth - 1)
 
 
 @settings(max_examples=60, deadline=None)

@@ -62,7 +62,7 @@ def test_no_weight_is_no_loss():
 
 
 def test_shapes_must_fit():
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match=r"labels \(1, 3, 4\) do not fit logits \(1, 1, 4, 4\)"):
         cross_entropy(draw(1, 1, 4, 4), torch.zeros(1, 3, 4))
 
 
@@ -149,3 +149,5 @@ def test_nothing_known_has_share_0():
 def test_no_term_is_no_loss():
     with pytest.raises(AssertionError, match="above 0"):
         Loss(0.0, 0.0)
+    with pytest.raises(AssertionError):
+        Loss(-1.0, 2.0)
