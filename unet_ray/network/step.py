@@ -53,7 +53,7 @@ class Batch(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What one training step or one validation batch found, over the global batch; the same on every rank."""
+    """What one training step found, over the global batch; the same on every rank."""
 
     loss: float
     """Sum of the loss's terms with their coefficients; of an ensemble the mean over its members."""
@@ -62,7 +62,7 @@ class StepResult(NamedTuple):
     samples: int
     """Patches of the global batch."""
     gradient_norm: float
-    """Euclidean norm of the gradient before clipping; 0 in validation."""
+    """Euclidean norm of the gradient before clipping."""
     stepped: bool
     """Whether the weights changed: not without weight, nor where float16 overflowed."""
 
@@ -160,23 +160,6 @@ def train_step(
     if scaler is not None:
         scaler.update()
     return result
-
-
-@torch.no_grad()
-def validation_loss(
-    model: nn.Module,
-    batch: Batch,
-    *,
-    loss: Loss = _CROSS_ENTROPY,
-    precision: Precision = "float32",
-    reduce: Reduce | None = None,
-) -> StepResult:
-    """Loss of one batch without a step, in evaluation mode (which it leaves switched on)."""
-    model.eval()
-    reduced: Reduce = (lambda sums: sums) if reduce is None else reduce
-    sums = _forward(model, batch, loss, precision, step=0, seed=0)
-    counts, sums = reduced(_counts(loss, batch)), sums.double().mean(0)
-    return _result(loss, reduced(sums.sum(0)), counts, torch.zeros_like(counts[0]))._replace(stepped=False)
 
 
 def _counts(loss: Loss, batch: Batch) -> Tensor:
