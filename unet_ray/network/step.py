@@ -153,7 +153,7 @@ def train_step(
     if not math.isfinite(result.gradient_norm) and (scaler is None or scaler.get_scale() < _LEAST_SCALE):
         bad = torch.ones(len(per_sample), dtype=torch.bool, device=per_sample.device)
         raise _diverged(f"the norm of the gradient is {result.gradient_norm}", step, batch, bad, result, reduced)
-    if max_gradient_norm is not None and max_gradient_norm < result.gradient_norm < math.inf:
+    if max_gradient_norm is not None and max_gradient_norm < result.gradient_norm:
         torch._foreach_mul_(gradients, max_gradient_norm / result.gradient_norm)
     if result.stepped:
         optimizer.step() if scaler is None else scaler.step(optimizer)
