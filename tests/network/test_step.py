@@ -34,21 +34,30 @@ def test_batch_norm_with_a_sum_equals_torch():
     assert torch.allclose(ours.eval()(images), theirs.eval()(images), atol=1e-6)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights_change(patches):
+@pytest.mark.parametrize("loss", [Loss(), Loss(1.0, 1.0)], ids=["cross-entropy", "one term of two"])
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(patches, loss):
     model = new_network(SMALL, seed=1)
     optimizer = make_optimizer(model, "adamw", 0.1)
-    batch = patches(3, 8)
-    train_step(model, batch, optimizer, step=0)
+    batch = patches(3, 8)._replace(number=torch.tensor([5, 0, 7]))
+    train_step(model, batch, optimizer, step=0, loss=loss)
     before = copy.deepcopy(model.state_dict())
     batch.weight[1, 7, 0] = float("inf")
     batch.weight[2, 7, 0] = float("nan")
-    said = r"^training step 17: the loss is nan, not a finite number \(patches 101, 102\); begin a new --run .*rate$"
+    said = r"^training step 17: the loss is nan, not a finite number \(patches 0, 7\); begin a new --run .*rate$"
     with pytest.raises(TrainingDivergedError, match=said) as caught:
-        train_step(model, batch, optimizer, step=17)
+        train_step(model, batch, optimizer, step=17, loss=loss)
     assert "\n" not in str(caught.value)
     assert unchanged(model, before)
     with pytest.raises(TrainingDivergedError, match="not a finite number; begin"):
-        train_step(model, batch._replace(number=None), optimizer, step=17)
+        train_step(model, batch._replace(number=None), optimizer, step=17, loss=loss)
+
+
+def test_an_infinite_loss_stops_though_its_gradient_is_finite(patches):
+    model = new_network(SMALL, seed=1)
+    with torch.no_grad():
+        model.out.bias.fill_(3e38)  # the loss of some pixels together is beyond float32, its slope is 1
+    with pytest.raises(TrainingDivergedError, match=r"step 5: the loss is inf, not a finite number \(patches 100\)"):
+        train_step(model, patches(1, 8), make_optimizer(model, "sgd", 0.1), step=5)
 
 
 def test_a_gradient_that_is_not_finite_stops_too(patches):
@@ -75,7 +84,10 @@ def test_a_batch_without_weight_is_no_step(patches):
     for loss in (Loss(), Loss(1.0, 1.0)):
         result = train_step(model, unlabelled, optimizer, step=1, loss=loss)
         assert (result.loss, result.gradient_norm, result.stepped) == (0, 0, False)
+        assert set(result.terms.values()) == {0}
         assert unchanged(model, before)
+    with pytest.raises(AssertionError, match="needs a patch"):
+        train_step(model, patches(0, 8), optimizer, step=1)
 
 
 @pytest.mark.parametrize("most", [0.01, 0.2, 100.0])
@@ -107,6 +119,16 @@ def test_it_learns(patches, precision, loss):
     ]
     assert results[-1].loss < 0.5 * results[0].loss
     assert {result.samples for result in results} == {2}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_step_is_in_its_precision_and_in_training_mode(patches, precision):
+    model, seen = new_network(SMALL, seed=1).eval(), []
+    model.register_forward_hook(lambda module, _, logits: seen.append((logits.dtype, module.training)))
+    scaler = make_scaler(precision, "cpu")
+    optimizer = make_optimizer(model, "adam", 0.01)
+    train_step(model, patches(2, 8), optimizer, step=0, precision=precision, scaler=scaler)
+    assert seen == [(getattr(torch, precision), True)]
 
 
 def test_terms_are_told_apart(patches):
