@@ -101,6 +101,17 @@ def test_weights_stay_within_float16():
         np.zeros((1, 1), np.int32), np.ones((1, 1), np.uint8), weighting=weighting, class_weights=(1, 1e9)
     )
     np.testing.assert_array_equal(found, [[65504]])
+    between = np.pad(np.array([[1, 0, 2]], np.int32), 25)
+    found = weight_map(between, np.array([[0, 1, 0]], np.uint8), weighting=WeightMap(border_weight=1e6))
+    np.testing.assert_array_equal(found, [[1, 65504, 1]])
+
+
+def test_the_border_term_is_of_membrane_alone():
+    between = np.pad(np.array([[1, 0, 0, 2]], np.int32), 25)
+    classes = np.array([[0, 1, 2, 0]], np.uint8)
+    found = weight_map(between, classes, weighting=WeightMap(), class_weights=(1, 1, 3))
+    np.testing.assert_array_equal(found[0, [0, 2, 3]], [1, 3, 1])
+    assert found[0, 1] == pytest.approx(1 + 10 * np.exp(-9 / 50), rel=2**-11)
 
 
 def test_ids_without_the_context_are_our_mistake():
@@ -109,13 +120,14 @@ def test_ids_without_the_context_are_our_mistake():
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=6).filter(any))
+@given(st.lists(st.integers(0, 2) | st.integers(0, 10**9), min_size=1, max_size=6).filter(any))
 def test_class_weights_balance_and_have_mean_one(counts):
     weights = np.array(class_weights(counts, WeightMap()))
     share = np.array(counts) / sum(counts)
     assert (weights * share).sum() == pytest.approx(1)
     each = (weights * share)[share > 0]
     np.testing.assert_allclose(each, each[0])
+    assert (weights[share == 0] == 1).all()
     assert class_weights(counts, WeightMap(class_balance=False)) == (1.0,) * len(counts)
 
 
