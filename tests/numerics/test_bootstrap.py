@@ -101,9 +101,10 @@ def test_one_section_has_no_interval(sections):
 
 
 def test_sections_without_cells_count_for_pixels_alone(sections):
-    found = bootstrap([sections[0], BLANK])
+    found = bootstrap([sections[0], BLANK], fixed=4)
     undefined = {name for name, interval in found.items() if interval is None}
-    assert undefined == {*SCORES} - {"pixel_error", "pixel_mismatch", "dice", "warping_error"}
+    at_fixed = {f"{name}_at_fixed_threshold" for name in ("v_rand", "v_info")}
+    assert undefined == {*SCORES} - {"pixel_error", "pixel_mismatch", "dice", "warping_error"} | at_fixed
     assert bootstrap([BLANK, BLANK])["v_rand"] is None
     assert bootstrap([BLANK, BLANK])["pixel_mismatch"] == (0, 0)
 
