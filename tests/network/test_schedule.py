@@ -4,6 +4,8 @@ import io
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, ReduceLROnPlateau, SequentialLR
 
 from unet_ray.network.schedule import Schedule
@@ -53,6 +55,13 @@ def test_plateau_is_keras():
         ours.end_epoch(loss)
         assert ours.rate(epoch) == pytest.approx(theirs.param_groups[0]["lr"]), epoch
         assert ours.rate(epoch) == pytest.approx(10.0 ** -(1 + (epoch >= 4) + (epoch >= 7) + (epoch >= 11)))
+
+
+@given(total_steps=st.integers(2, 60), warm_up=st.floats(0, 0.99))
+def test_a_rate_ends_low_however_late_it_is_at_the_top(total_steps, warm_up):
+    how = {"total_steps": total_steps, "warm_up": warm_up}
+    assert Schedule("one_cycle", 0.1, **how).rate(total_steps - 1) == pytest.approx(1e-5)
+    assert Schedule("cosine", 0.1, **how).rate(total_steps) == pytest.approx(0, abs=1e-12)
 
 
 def test_constant_stays():

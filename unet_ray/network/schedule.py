@@ -60,7 +60,7 @@ class Schedule:
             top = self.warm_up * self.total_steps
             if step < top:
                 return self.learning_rate * (step + 1) / (top + 1)
-            return _cosine(self.learning_rate, 0.0, min((step - top) / max(self.total_steps - top, 1), 1))
+            return _cosine(self.learning_rate, 0.0, min((step - top) / (self.total_steps - top or 1), 1))
         if self.name != "one_cycle":
             return self.learning_rate * self._scale
         last = max(self.total_steps - 1, 1)
@@ -68,7 +68,7 @@ class Schedule:
         step = min(step, last)
         if step < top:
             return _cosine(self.learning_rate / 25, self.learning_rate, step / top)
-        return _cosine(self.learning_rate, self.learning_rate / 1e4, (step - top) / max(last - top, 1))
+        return _cosine(self.learning_rate, self.learning_rate / 1e4, (step - top) / (last - top or 1))
 
     def apply(self, optimizer: Optimizer, step: int) -> float:
         """Set the rate of ``step`` in ``optimizer`` and return it."""
