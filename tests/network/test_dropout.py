@@ -58,6 +58,12 @@ def test_the_share_is_the_probability_and_the_mean_stays(probability):
     assert float(spread.abs().max()) < 6 * (probability * (1 - probability) / (SHAPE[1] * SHAPE[2])) ** 0.5
 
 
+@pytest.mark.parametrize("probability", [0.0, 0.1, 0.25, 1 / 3, 0.9999999, 1.0])
+def test_the_share_is_the_nearest_step_and_never_all(probability):
+    share = Dropout(probability, 0).dropped_of_65536 / 65536
+    assert abs(share - min(probability, 1 - 2**-16)) <= 2**-17
+
+
 def test_seeds_steps_samples_layers_and_neighbours_are_independent():
     base = {"seed": 1, "step": 0, "samples": (0,), "layer": 0}
     others = [{"seed": 2}, {"step": 1}, {"samples": (1,)}, {"layer": 1}, {"seed": 2**70}, {"step": 1, "samples": (1,)}]
@@ -105,8 +111,8 @@ def test_untold_is_a_mistake_and_evaluation_needs_nothing():
     with pytest.raises(AssertionError, match="needs dropout_masks"):
         drop(features)
     with (
-        dropout_masks(drop, seed=1, step=1, samples=torch.tensor([0])),
         pytest.raises(AssertionError, match="told of 1 samples and sees 2"),
+        dropout_masks(drop, seed=1, step=1, samples=torch.tensor([0])),
     ):
         drop(features)
     with pytest.raises(AssertionError, match="needs dropout_masks"):  # not told any more

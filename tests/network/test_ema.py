@@ -60,7 +60,9 @@ def test_a_checkpoint_continues_the_average(patches):
     stored.seek(0)
     other = copy.deepcopy(model)
     again = WeightAverage(other, 0.9)
-    again.load_state_dict(torch.load(stored, weights_only=True))
+    loaded = torch.load(stored, weights_only=True)
+    kept = copy.deepcopy(loaded)
+    again.load_state_dict(loaded)
     for network, averaged in ((model, average), (other, again)):
         with torch.no_grad():
             network.out.bias.add_(1.0)
@@ -68,3 +70,4 @@ def test_a_checkpoint_continues_the_average(patches):
     assert again.updates == 4
     for name, tensor in average.state_dict()["average"].items():
         assert torch.equal(tensor, again.state_dict()["average"][name]), name
+        assert torch.equal(loaded["average"][name], kept["average"][name]), name  # taken over, not taken away
