@@ -219,3 +219,25 @@ def test_streams_share_no_numbers():
     ]
     assert len({*depths}) == len(depths)
     assert abs(np.corrcoef(np.reshape(depths, (50, 5)).T) - np.eye(5)).max() < 0.5
+
+
+def test_streams_keep_their_places():
+    """A cache that an earlier version began goes on with the same draws: streams are numbered, new ones at the end."""
+    everything = ALL["all with Gaussian and shot noise"]
+    drawn = _draw(everything, variant=5)
+    # The second number of a stream says how far along its range a value is; of some, along its logarithm.
+    evenly = {
+        2: (drawn.rotation_degrees, everything.rotation.degrees), 10: (drawn.blur_sigma_px, everything.blur.sigma_px),
+        12: (drawn.shot_noise_gain, everything.shot_noise.gain),
+        3: np.log((drawn.scale, *everything.scale.factor)), 7: np.log((drawn.gamma, *everything.gamma.exponent)),
+        8: np.log((drawn.contrast, *everything.contrast.factor)),
+    }  # fmt: skip
+    found = {}
+    for place, (value, *ends) in evenly.items():
+        low, high = np.ravel(ends)
+        found[place] = (value - low) / (high - low)
+    for place, name in enumerate(("scratch", "hole", "stain", "charging", "missing_patch"), start=13):
+        found[place] = getattr(drawn, name)[0].depth
+    for place, number in found.items():
+        bits = np.random.Philox(np.random.SeedSequence((7, 0, 3, 5))).advance(place << 64)
+        assert number == pytest.approx(np.random.Generator(bits).random(2)[1], abs=1e-12), place
