@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unet_ray.config.recipe import RECIPES, Recipe, WeightMap, recipe
-from unet_ray.numerics.augment import apply, whole_section
+from unet_ray.numerics.augment import apply, coordinate_field, whole_section
 from unet_ray.numerics.draw import draw
 from unet_ray.numerics.labels import SectionLabels, membrane_and_cells
 from unet_ray.numerics.weight_map import weight_map
@@ -78,6 +80,9 @@ def test_a_patch_larger_than_the_section_holds_all_of_it():
             class_weights=np.ones(13),
         )
         np.testing.assert_array_equal(np.unique(patch.label), np.arange(1, 13))
+    corners = np.array([_draw(Recipe(), (3, 4), patch_px=9, variant=variant).corner for variant in range(200)])
+    assert set(corners[:, 0]) == set(range(-6, 1))
+    assert set(corners[:, 1]) == set(range(-5, 1))
 
 
 def test_free_rotation_agrees_with_quarter_turns():
@@ -96,6 +101,21 @@ def test_scale_above_one_magnifies():
     drawn = _draw(Recipe()).model_copy(update={"corner": (16, 24), "scale": 2.0})
     patch = apply(drawn, image, labels, weighting=WEIGHTING)
     assert (patch.image > 127).sum() == 16 * 16
+
+
+def test_displacements_add_up_and_the_coarse_grid_spans_the_image():
+    nodes = np.random.default_rng(0).normal(0, 3, (2, 3, 3))
+    plain = _draw(Recipe(), margin_px=9)
+
+    def moved(**changes):
+        places = coordinate_field(plain.model_copy(update=changes), 9).coordinates()
+        return places - coordinate_field(plain, 9).coordinates()
+
+    fine = {"elastic_alpha": 200.0, "elastic_sigma_px": 9.0, "elastic_key": 5}
+    coarse = {"coarse_displacement": nodes.tolist()}
+    np.testing.assert_allclose(moved(**coarse)[:, [[0], [-1]], [0, -1]], nodes[:, ::2, ::2], atol=1e-4)
+    np.testing.assert_allclose(moved(**coarse, **fine), moved(**coarse) + moved(**fine), atol=1e-4)
+    assert np.abs(moved(**fine)).max() > 1
 
 
 # Intensity: the image only.
@@ -136,6 +156,14 @@ def test_blur_sees_beyond_the_patch():
     np.testing.assert_array_equal(large[:, 9:-9, 9:-9], small)
 
 
+def test_context_sections_are_blurred_apart():
+    image, labels = _section(channels=3)
+    drawn = _draw(Recipe()).model_copy(update={"blur_sigma_px": 1.5})
+    together = apply(drawn, image, labels, weighting=WEIGHTING).image
+    alone = [apply(drawn, image[[channel]], labels, weighting=WEIGHTING).image[0] for channel in range(3)]
+    np.testing.assert_array_equal(together, alone)
+
+
 def test_context_sections_share_field_and_grey_levels_but_not_noise():
     image, labels = _section()
     drawn = _draw(RECIPES["default"]).model_copy(
@@ -156,6 +184,7 @@ def test_every_number_counts(number):
     draws = [_draw(RECIPES["notebook"], **{number: value}) for value in range(50)]
     assert len({drawn.elastic_key for drawn in draws}) == 50
     assert len({drawn.noise_key for drawn in draws}) == 50
+    assert all(drawn.elastic_key < 2**53 > drawn.noise_key for drawn in draws)  # whole in JSON
 
 
 def test_transforms_are_drawn_independently():
@@ -202,6 +231,23 @@ def test_paper_displaces_nine_nodes_by_ten_pixels():
     assert nodes.std() == pytest.approx(10, rel=0.04)
 
 
+def test_a_range_is_drawn_from_end_to_end():
+    certain = {
+        "rotation": {"degrees": (-30, 60)}, "blur": {"sigma_px": (0.5, 1.5)},
+        "elastic": {"alpha": (100, 250), "sigma_px": (12, 20)}, "quarter_turns": {},
+    }  # fmt: skip
+    every = {name: {"probability": 1} | values for name, values in certain.items()}
+    named = recipe("default", every | {"flip": {"y_probability": 1, "x_probability": 0}})
+    draws = [_draw(named, variant=v) for v in range(300)]
+    ranges = {"rotation_degrees": (-30, 60), "blur_sigma_px": (0.5, 1.5), "elastic_alpha": (100, 250),
+              "elastic_sigma_px": (12, 20)}  # fmt: skip
+    for name, (low, high) in ranges.items():
+        values, near = [getattr(drawn, name) for drawn in draws], (high - low) / 20
+        assert low <= min(values) < low + near < high - near < max(values) <= high, name
+    assert {drawn.quarter_turns for drawn in draws} == {1, 2, 3}
+    assert {drawn.flip for drawn in draws} == {(True, False)}
+
+
 def test_factors_are_even_in_their_logarithm():
     zoom = recipe("default", {"scale": {"probability": 1, "factor": (0.25, 4)}})
     factors = [_draw(zoom, variant=v).scale for v in range(500)]
@@ -228,9 +274,12 @@ def test_cells_keep_their_ids_through_a_membrane_that_the_warp_breaks():
 
 def test_whole_section_is_the_plain_crop_of_it():
     image, labels = _section(shape=(40, 40))
+    labels = replace(labels, ignore=np.random.default_rng(0).random((40, 40)) < 0.2)
     drawn = _draw(Recipe(), (40, 40), patch_px=40, margin_px=7)
     options = {"weighting": WEIGHTING, "class_weights": (0.7, 2.0)}
-    assert _same(whole_section(image, labels, margin_px=7, **options), apply(drawn, image, labels, **options))
+    whole = whole_section(image, labels, margin_px=7, **options)
+    assert _same(whole, apply(drawn, image, labels, **options))
+    np.testing.assert_array_equal(whole.weight == 0, labels.ignore)
 
 
 def test_whole_section_of_one_pixel():
@@ -239,10 +288,19 @@ def test_whole_section_of_one_pixel():
     np.testing.assert_array_equal(patch.image, np.full((1, 7, 7), 9))
 
 
-def test_arrays_of_another_section_are_our_mistake():
+@pytest.mark.parametrize("wrong", ["image", "labels", "dtype"])
+def test_arrays_of_another_section_are_our_mistake(wrong):
     image, labels = _section()
+    if wrong == "image":
+        image = image[:, :, :64]
+    elif wrong == "labels":
+        labels = _section(shape=(64, 64))[1]
+    else:
+        image = image.astype(np.uint16)
+    with pytest.raises(ValueError, match=r"do not belong to a section of \(64, 80\)"):
+        apply(_draw(Recipe()), image, labels, weighting=WEIGHTING)
     with pytest.raises(ValueError, match="do not belong to a section of"):
-        apply(_draw(Recipe(), (64, 64)), image, labels, weighting=WEIGHTING)
+        whole_section(image, labels, weighting=WEIGHTING)
 
 
 @pytest.mark.real_data

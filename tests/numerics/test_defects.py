@@ -157,6 +157,16 @@ def test_a_defect_of_the_label_shows_in_most_patches(name):
     assert changed >= 32
 
 
+@pytest.mark.parametrize(("patch_px", "margin_px"), [(40, 0), (41, 0), (40, 7)])
+def test_the_middle_of_the_label_is_where_defects_count_from(patch_px, margin_px):
+    spot = Spot(depth=0, centre=(0, 0), sides_px=(20, 20), degrees=0, outline=(), edge_px=4, grey=255)
+    drawn = _draw(Recipe(), patch_px=patch_px, margin_px=margin_px).model_copy(update={"stain": (spot,)})
+    labels = membrane_and_cells(np.ones((64, 80)), "interior")
+    image = apply(drawn, np.zeros((1, 64, 80), np.uint8), labels, weighting=WEIGHTING).image[0].astype(int)
+    assert (image == 255).any()
+    np.testing.assert_allclose(image, image[::-1, ::-1], atol=1)
+
+
 def test_blur_softens_what_the_microscope_sees_and_noise_lies_on_it():
     drawn = _draw(
         _recipe("hole", hole={"probability": 1.0, "side_px": (20, 20), "edge_px": (1, 1), "grey": (250, 250)})
@@ -211,6 +221,8 @@ def test_drawn_defects_keep_within_their_ranges():
     assert {len(one.scratch) for one in draws} == {2, 3, 4}
     assert {line.shift for one in draws for line in one.scratch} == set(range(-9, 10))
     assert all(len({(line.degrees, line.depth) for line in one.scratch}) == 1 for one in draws)
+    degrees = [one.scratch[0].degrees for one in draws]
+    assert 0 <= min(degrees) < 5 < 175 < max(degrees) <= 180
     widths = [line.width_px for one in draws for line in one.scratch]
     assert 2 <= min(widths) < 2.1 < 2.9 < max(widths) <= 3
     offsets = [line.offset_px for one in draws for line in one.scratch]
@@ -222,8 +234,14 @@ def test_drawn_defects_keep_within_their_ranges():
     for spots, low, high in (("hole", 5, 6), ("stain", 2, 4)):
         sides = [side for one in draws for spot in getattr(one, spots) for side in spot.sides_px]
         assert low <= min(sides) < low + 0.1 < high - 0.1 < max(sides) <= high
-        places = [place for one in draws for spot in getattr(one, spots) for place in spot.centre]
-        assert -20 <= min(places) < -19 < 19 < max(places) <= 20
+        assert all(spot.sides_px[0] != spot.sides_px[1] for one in draws for spot in getattr(one, spots))
+        for axis in (0, 1):
+            places = [spot.centre[axis] for one in draws for spot in getattr(one, spots)]
+            assert -20 <= min(places) < -19 < 19 < max(places) <= 20
+        degrees = [spot.degrees for one in draws for spot in getattr(one, spots)]
+        assert 0 <= min(degrees) < 5 < 175 < max(degrees) <= 180
+        waves = [wave for one in draws for spot in getattr(one, spots) for pair in spot.outline for wave in pair]
+        assert -0.1 <= min(waves) < -0.09 < 0.09 < max(waves) <= 0.1
     slopes = [math.hypot(*cloud.slope) * 40 for one in draws for cloud in one.charging]
     assert 10 - 1e-9 <= min(slopes) < 11 < 29 < max(slopes) <= 30 + 1e-9
     assert {cloud.bump for one in draws for cloud in one.charging} == set(range(-7, 8))
