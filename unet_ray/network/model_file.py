@@ -108,7 +108,7 @@ def decode(data: bytes, name: str = "model file") -> tuple[NetworkConfig, dict[s
                 f"{name}: tensor {key} has shape {tuple(state[key].shape)} where its network needs {shape}; "
                 "take a whole model file"
             )
-        if state[key].is_floating_point() and not bool(torch.isfinite(state[key]).all()):
+        if not bool(torch.isfinite(state[key]).all()):
             raise ModelFileError(f"{name}: tensor {key} is not finite; take an earlier model")
     return metadata.network, state, metadata
 
