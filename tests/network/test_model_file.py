@@ -55,6 +55,10 @@ def replaced(name, tensor):
     return save(MODEL.state_dict() | {name: tensor}, metadata={"unet_ray": METADATA.model_dump_json()})
 
 
+def with_header_text(text):
+    return struct.pack("<Q", len(text)) + text
+
+
 def test_round_trip_gives_the_same_network():
     config, state, metadata = decode(DATA)
     assert (config, metadata) == (CONFIG, METADATA)
@@ -100,8 +104,13 @@ def test_metadata_of_another_network_are_a_mistake():
         (DATA[:100], "cut short"),
         (DATA[:-10], "damaged"),
         (with_header(lambda header: header.pop("__metadata__")), "not a model"),
+        (with_header(lambda header: header.update(__metadata__=None)), "not a model"),
+        (with_header_text(b"[" * 100_000), "not a model"),  # deeper than can be read
         (with_metadata(format_version=2), "format version 2"),
+        (with_metadata(format_version=0), "format version 0"),
         (with_metadata(halo_px=-1), "halo_px"),
+        (with_metadata(margin_px=-1), "margin_px"),
+        (with_metadata(context_sections=-1), "context_sections"),
         (with_metadata(network=CONFIG.model_dump() | {"padding": "some"}), "network.padding"),
         (with_metadata(network=CONFIG.model_dump() | {"depth": 4}), "lacks tensor"),
         (with_metadata(network=CONFIG.model_dump() | {"depth": 2}), "unknown tensor"),
