@@ -1,6 +1,7 @@
 """The network: sizes, reach, initial weights, probabilities."""
 
 import math
+from itertools import islice
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ SMALL = {
     "default": network_config("default", base_channels=2, depth=3),
     "nearest-norm": network_config("default", base_channels=2, depth=4, up="nearest"),
     "flat": network_config("paper", base_channels=2, depth=1),
+    "valid-head": network_config("paper", base_channels=2, depth=2, head_channels=3),
 }
 
 
@@ -62,9 +64,10 @@ def test_output_side_is_what_geometry_says(name):
         assert shape_on_meta(config, window)[2:] == (output_side(listed, window),) * 2
 
 
-def test_odd_side_at_a_pooling_is_refused():
-    with pytest.raises(ValueError, match="odd side"):
-        shape_on_meta(SMALL["default"], 18)
+@pytest.mark.parametrize(("sides", "said"), [((18, 16), r"\(9, 8\)"), ((16, 18), r"\(8, 9\)")])
+def test_odd_side_at_a_pooling_is_refused(sides, said):
+    with torch.device("meta"), pytest.raises(ValueError, match=f"pooling 2 meets an odd side: {said}"):
+        UNet(SMALL["default"]).eval()(torch.empty(1, 1, *sides))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -93,6 +96,20 @@ def test_gradient_reaches_exactly_as_far_as_geometry_says(name):
         first, last = max(first, 0), min(last, window)
         assert first <= int(found.min()) <= first + 1
         assert last - 2 <= int(found.max()) < last
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_two_axes_are_alike(name):
+    """With transposed kernels the network makes of a transposed image its transposed output."""
+    config = SMALL[name]
+    listed = layers(config)
+    model = new_network(config, seed=1).double().eval()
+    turned = {key: value.mT if value.ndim == 4 else value for key, value in model.state_dict().items()}
+    height, _, width = (side + 2 * margin_px(listed) for side in islice(legal_output_sides(listed, 8), 3))
+    images = torch.rand(1, 1, height, width, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        found = network_from_state(config, turned)(images.mT)
+        assert float((found - model(images).mT).abs().max()) < 1e-12
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -150,6 +167,17 @@ def test_even_convolution_reads_the_pixel_after():
     assert shifted.tolist() == [[1, 2, 2, 0], [3, 4, 4, 0], [3, 4, 4, 0], [0, 0, 0, 0]]
 
 
+def test_all_but_the_last_layer_end_in_relu():
+    model = new_network(SMALL["keras"], seed=1).eval()
+    least = []
+    for module in (*model.down, *model.up, *model.merge, model.head):
+        module.register_forward_hook(lambda _, __, found: least.append(float(found.min())))
+    with torch.no_grad():
+        model(torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(2)))
+    assert len(least) == 8
+    assert min(least) >= 0
+
+
 @pytest.mark.parametrize("name", ["paper", "keras", "default"])
 def test_channels_last_and_bfloat16(name):
     config = SMALL[name]
@@ -162,7 +190,7 @@ def test_channels_last_and_bfloat16(name):
             low = model(images)
     assert float((plain - last).abs().max()) < 1e-5
     assert low.dtype == torch.bfloat16
-    assert membrane_probability(low).dtype == torch.float32
+    assert membrane_probability(low).dtype == class_probability(low).dtype == torch.float32
     assert float((membrane_probability(low) - membrane_probability(plain)).abs().max()) < 0.05
 
 
