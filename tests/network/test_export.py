@@ -8,6 +8,7 @@ import torch
 
 from unet_ray.config.network import layers, network_config
 from unet_ray.geometry.receptive_field import halo_px, margin_px
+from unet_ray.network.batch_norm import BatchNorm
 from unet_ray.network.export import GreyToProbability, exported_program, onnx_bytes
 from unet_ray.network.model_file import ModelMetadata, Normalisation
 from unet_ray.network.predict import Predictor
@@ -63,6 +64,11 @@ def test_the_onnx_file_is_ours(case):
     for window in windows:
         (found,) = session.run(["probability"], {"grey": window})
         np.testing.assert_allclose(found, expected(model, window), rtol=0, atol=1e-5)
+
+
+def test_normalisation_is_in_the_convolutions():
+    model = new_network(network_config("default", base_channels=2, depth=2), seed=0)
+    assert not any(isinstance(module, BatchNorm) for module in GreyToProbability(model).modules())
 
 
 def test_training_mode_is_left_behind():

@@ -9,22 +9,71 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from unet_ray.config.network import network_config
-from unet_ray.network.predict import OutputDtype, Precision, Predictor, Tta, _as_dtype, fast_layout
+from unet_ray.network.batch_norm import BatchNorm
+from unet_ray.network.predict import (
+    OutputDtype,
+    Precision,
+    Predictor,
+    Tta,
+    _as_dtype,
+    fast_layout,
+    hardware_precision,
+)
 from unet_ray.network.unet import new_network
 
 VIEWS = {"none": (0,), "flips": (0, 2, 4, 6), "dihedral": tuple(range(8))}
 
 
-@pytest.mark.parametrize(("precision", "exact"), [("float32", True), ("bfloat16", False)])
-def test_float32_is_never_tensorfloat32(precision: Precision, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+@pytest.mark.parametrize(
+    ("precision", "before", "inside"),
+    [("float32", True, False), ("float32", False, False), ("bfloat16", True, True)],
+)
+def test_float32_is_never_tensorfloat32(
+    precision: Precision, before: bool, inside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
     config = network_config("default", base_channels=2, depth=2)
     predictor = Predictor(config, new_network(config, 0).state_dict(), precision=precision)
     allowed: list[bool] = []
     predictor.network.register_forward_hook(lambda *_: allowed.append(torch.backends.cudnn.allow_tf32))
     predictor(np.zeros((1, 1, 32, 32), np.uint8))
-    assert allowed == [not exact]
-    assert torch.backends.cudnn.allow_tf32
+    assert allowed == [inside]
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "gpu", "device", "wanted"),
+    [
+        (False, False, True, "cpu", "float32"),
+        (True, False, False, "cpu", "bfloat16"),
+        (False, True, False, "cpu", "bfloat16"),
+        (True, True, False, "cuda", "float32"),
+        (False, False, True, "cuda", "bfloat16"),
+    ],
+)
+def test_bfloat16_is_for_hardware_that_has_it(
+    amx: bool, avx512: bool, gpu: bool, device: str, wanted: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu or including_emulation)
+    assert hardware_precision(device) == wanted
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("classes", [1, 2, 3])
+def test_logits_and_then_their_probability_are_a_prediction(precision: Precision, classes: int) -> None:
+    config = network_config("default", base_channels=2, depth=2, classes=classes)
+    predictor = Predictor(config, new_network(config, 0).state_dict(), precision=precision)
+    windows = np.random.default_rng(0).integers(0, 256, (2, 1, 32, 48), dtype=np.uint8)
+    logits, found = predictor.logits(windows), predictor(windows)
+    assert logits.dtype == torch.float32
+    assert logits.shape == (2, classes, 32, 48)
+    assert np.array_equal(predictor.probability(logits), found)
+    assert found.shape == ((2, 3, 32, 48) if classes == 3 else (2, 32, 48))
+    # Normalisation is folded into the convolutions where that is faster.
+    norms = [module for module in predictor.network.modules() if isinstance(module, BatchNorm)]
+    assert bool(norms) == (precision == "float32")
 
 
 def on_processor_with(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
