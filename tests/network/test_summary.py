@@ -11,7 +11,7 @@ from unet_ray.config.network import layers, network_config
 from unet_ray.geometry.receptive_field import margin_px
 from unet_ray.network.loss import Loss
 from unet_ray.network.predict import hardware_precision
-from unet_ray.network.summary import predicting_bytes, summarise
+from unet_ray.network.summary import _FORWARD_MAPS, _TRANSIENT, PROCESS_BYTES, predicting_bytes, summarise
 from unet_ray.network.unet import UNet
 
 # A training step twice (the optimiser's state exists from the first on) after one of a tiny network, whose memory
@@ -131,13 +131,21 @@ def test_memory_follows_what_is_kept():
     plain = memory()
     weights = 4 * plain.parameters
     assert plain.memory.weights == 3 * weights  # parameters, gradients, momentum
-    assert memory(optimizer="adam").memory.weights == 4 * weights
+    assert memory(optimizer="adam").memory.weights == memory(optimizer="adamw").memory.weights == 4 * weights
     assert memory(averaged=True).memory.weights == 4 * weights
     assert memory(workers=2).memory.weights == 4 * weights
     assert memory(precision="bfloat16").memory.weights == 3.5 * weights
     assert memory(patches=4).memory.activations == pytest.approx(2 * plain.memory.activations, rel=0.01)
     assert memory(precision="bfloat16").memory.activations < 0.6 * plain.memory.activations
     assert memory(loss=Loss(1.0, 1.0)).memory.activations > plain.memory.activations
+
+
+def test_the_largest_map_is_that_of_a_skip_and_what_it_joins():
+    config = network_config("default")
+    largest = 2 * 16 * 64 * 64 * 4  # bytes, at full resolution
+    found = summarise(config, patches=3, patch_px=64)
+    assert found.memory.transient == 3 * _TRANSIENT * largest
+    assert predicting_bytes(config, 64) == PROCESS_BYTES + 4 * found.parameters + _FORWARD_MAPS * largest
 
 
 def test_context_sections_and_classes_are_counted():
@@ -148,8 +156,13 @@ def test_context_sections_and_classes_are_counted():
 
 
 def test_one_line():
-    line = summarise(network_config("keras"), patches=2, patch_px=512).line()
+    found = summarise(network_config("keras"), patches=2, patch_px=512)
+    line, memory = found.line(), found.memory
     assert line.startswith(
         "31.03 M parameters, margin 0 px, halo 112 px, receptive field 220 px, 833.2 k MACs per pixel"
     )
-    assert "\n" not in line
+    assert memory.total == memory.weights + memory.activations + memory.transient
+    kept = memory.total - 16 * found.parameters  # parameters, gradients and AdamW's two
+    assert line.endswith(
+        f", about {memory.total / 1e9:.2f} GB to train (0.50 weights and optimiser, {kept / 1e9:.2f} activations)"
+    )
