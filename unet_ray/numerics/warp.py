@@ -118,7 +118,7 @@ def _mirror_row(places: NDArray[np.int32], side: int, ahead: int, out: NDArray[n
     period = max(2 * (side - 1), 1)
     for j in range(places.size):
         index = (places[j] + ahead) % period
-        out[j] = min(index, period - index) if side > 1 else 0
+        out[j] = min(index, period - index)
 
 
 @compiled
