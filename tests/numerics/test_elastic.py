@@ -39,6 +39,7 @@ def test_statistics_are_those_of_smoothed_per_pixel_noise(sigma):
         assert abs(_autocovariance(ours, lag) - exact) < 0.01 * sigma * variance
         assert abs(_autocovariance(theirs, lag) - exact) < 0.01 * sigma * variance
     assert abs((ours[:, 0] * ours[:, 1]).mean()) < 0.01 * sigma * variance  # y and x are independent
+    assert abs((ours[:2] * ours[2:]).mean()) < 0.01 * sigma * variance  # and so are keys
 
 
 def test_alpha_is_a_factor():
@@ -69,6 +70,12 @@ def test_coarse_grid_is_keys_cubic_convolution():
     slope_1, slope_2 = (values[2] - values[0]) / 20, (values[3] - values[1]) / 20
     hermite = CubicSpline([10, 20], values[1:3], bc_type=((1, slope_1), (1, slope_2)))
     np.testing.assert_allclose(field[1, 25, 10:21], hermite(np.arange(10, 21)), atol=1e-5)
+
+
+def test_a_span_of_one_pixel_is_its_first_node():
+    nodes = np.random.default_rng(0).normal(0, 10, (2, 3, 3))
+    field = coarse_grid(nodes, span_start=0, span_px=1, start=0, side=1)
+    np.testing.assert_allclose(field[:, 0, 0], nodes[:, 0, 0], rtol=1e-6)
 
 
 def test_beyond_the_nodes_the_field_stays():

@@ -18,6 +18,24 @@ def test_another_line_for_eight_bits():
     np.testing.assert_array_equal(grey, [0, 0, 128, 255, 255])
 
 
+def test_a_line_that_ends_where_that_of_eight_bits_does():
+    grey = IntensityMap(low=55, high=255, dtype="uint8").apply(np.array([0, 55, 155, 255], np.uint8))
+    np.testing.assert_array_equal(grey, [0, 0, 128, 255])
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "float32"])
+def test_halves_are_rounded_up(dtype):
+    values = np.arange(511).astype(dtype)
+    np.testing.assert_array_equal(IntensityMap(low=0, high=510, dtype=dtype).apply(values), (np.arange(511) + 1) // 2)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "float64"])
+def test_large_values_are_as_exact(dtype):
+    values = (2**30 + np.arange(256)).astype(dtype)
+    grey = IntensityMap(low=2**30, high=2**30 + 255, dtype=dtype).apply(values)
+    np.testing.assert_array_equal(grey, np.arange(256))
+
+
 @settings(deadline=None)
 @given(
     dtype=st.sampled_from(["uint16", "int16", "int32", "float16", "float32", "float64"]),
@@ -61,11 +79,14 @@ def test_rare_values_count_when_nothing_else_differs():
     sample = np.zeros(10_000, np.uint16)
     sample[0] = 60
     assert IntensityMap.of_sample(sample).high == 60
+    assert IntensityMap.of_sample(60 - sample).low == 0
 
 
-@pytest.mark.parametrize("values", [[1.0, np.nan], [1.0, np.inf], []])
-def test_values_that_are_none_are_refused(values):
-    with pytest.raises(VolumeError, match=r"raw\.tif was to be mapped to 8 bits, but holds"):
+@pytest.mark.parametrize(
+    ("values", "said"), [([1.0, np.nan], "NaN or infinity"), ([1.0, np.inf], "NaN or infinity"), ([], "no values")]
+)
+def test_values_that_are_none_are_refused(values, said):
+    with pytest.raises(VolumeError, match=rf"raw\.tif was to be mapped to 8 bits, but holds {said};"):
         IntensityMap.of_sample(np.array(values), name="raw.tif")
 
 
