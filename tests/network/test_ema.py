@@ -68,6 +68,9 @@ def test_a_checkpoint_continues_the_average(patches):
             network.out.bias.add_(1.0)
         averaged.update()
     assert again.updates == 4
-    for name, tensor in average.state_dict()["average"].items():
-        assert torch.equal(tensor, again.state_dict()["average"][name]), name
-        assert torch.equal(loaded["average"][name], kept["average"][name]), name  # taken over, not taken away
+    with average.applied(), again.applied():
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[name]), name
+            assert torch.equal(loaded["average"][name], kept["average"][name]), name  # taken over, not taken away
+    with pytest.raises(AssertionError):
+        again.load_state_dict({"updates": 1, "average": {}})
