@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.interpolate import CubicSpline
 
+from unet_ray.numerics import grey_noise
 from unet_ray.numerics.elastic import coarse_grid, smooth_noise
 
 
@@ -40,6 +41,23 @@ def test_statistics_are_those_of_smoothed_per_pixel_noise(sigma):
         assert abs(_autocovariance(theirs, lag) - exact) < 0.01 * sigma * variance
     assert abs((ours[:, 0] * ours[:, 1]).mean()) < 0.01 * sigma * variance  # y and x are independent
     assert abs((ours[:2] * ours[2:]).mean()) < 0.01 * sigma * variance  # and so are keys
+
+
+def test_covariance_is_within_a_thousandth(monkeypatch):
+    """Without chance: what one lattice point contributes, over all places that it may have."""
+
+    def one_point(shape, *, key, plane, start):
+        noise = np.zeros(shape, np.float32)
+        noise[shape[0] // 2, shape[1] // 2] = 1
+        return noise
+
+    monkeypatch.setattr(grey_noise, "normal", one_point)
+    side, sigma, spacing = 160, 6.0, 4
+    field = smooth_noise(alpha=34, sigma_px=sigma, key=0, start=0, side=side)[0].astype(float)
+    variance = 34**2 / (12 * np.pi * sigma**2)
+    for lag in range(30):
+        found = (field[:, lag:] * field[:, : side - lag]).sum() / spacing**2
+        assert abs(found - variance * np.exp(-(lag**2) / (4 * sigma**2))) < 1e-3 * variance, lag
 
 
 def test_alpha_is_a_factor():
