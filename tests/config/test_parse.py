@@ -1,5 +1,7 @@
 """Flags over YAML, the five jobs' configs, and what is refused, in one sentence each."""
 
+import os
+
 import pytest
 import yaml
 
@@ -257,6 +259,18 @@ def test_a_wrong_file_is_one_sentence(text, said, tmp_path):
     with pytest.raises(ConfigError, match=said) as refused:
         segment(*written(tmp_path, text))
     assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_may_never_end_is_refused_and_one_that_a_shell_hands_over_is_read(tmp_path, make_pipe):
+    make_pipe(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(ConfigError, match=f"^--config {path} is a pipe or a device and no file; save what"):
+            segment("--config", str(path))
+    reader, writer = os.pipe()
+    with open(writer, "w") as file:
+        file.write("threshold: 0.25")
+    assert segment("--config", f"/dev/fd/{reader}").threshold == 0.25
+    os.close(reader)
 
 
 def test_sections_of_the_file_need_no_quotes(tmp_path):

@@ -98,8 +98,12 @@ def _own_flags(argv: Sequence[str]) -> tuple[list[str], str | None, bool]:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
+    file = Path(path)
     try:
-        loaded = yaml.load(Path(path).read_text(encoding="utf-8"), _Yaml)
+        # A named pipe may never be written to. What a shell hands over, as in --config <(...), is written already.
+        if file.exists() and not (file.is_file() or file.is_dir() or path.startswith(("/dev/fd/", "/dev/stdin"))):
+            raise ConfigError(f"--config {path} is a pipe or a device and no file; save what comes from it to a file")
+        loaded = yaml.load(file.read_text(encoding="utf-8"), _Yaml)
     except OSError as error:
         raise ConfigError(f"--config {path} cannot be read ({error.strerror}); name a YAML file that exists") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
