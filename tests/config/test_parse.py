@@ -297,6 +297,18 @@ def test_an_empty_file_says_nothing(tmp_path):
     assert segment(*written(tmp_path, "# nothing\n")) == segment()
 
 
+@pytest.mark.parametrize(
+    ("kind", "flags", "said"),
+    [
+        (SegmentConfig, [*SEGMENT, "--tiles-at-once", "1000000000000"], "--tiles-at-once .*1000000000000"),
+        (TrainConfig, [*TRAIN, "--batch-size", "1000000000000"], "--batch-size was given .* less"),
+    ],
+)
+def test_more_than_any_memory_holds_is_refused(kind, flags, said):
+    with pytest.raises(ConfigError, match=said):
+        parse(kind, flags, "job")
+
+
 def test_settings_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         segment().threshold = 0.1

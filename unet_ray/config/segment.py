@@ -57,7 +57,7 @@ class SegmentConfig(SegmentSettings):
     """Predict on GPUs."""
     workers_per_gpu: Annotated[int, Field(ge=1, le=16)] | None = None
     """Workers that share a GPU: one reads, compresses and copies while another computes; None: one for every 4 CPUs beside it, up to 4."""
-    tiles_at_once: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    tiles_at_once: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = "auto"
     """Tiles of one forward pass; auto: 1 on a CPU, measured on a GPU; resolved once and stored in the output."""
     accept_changed_volume: bool = False
     """Continue the output although the volume's files have changed, as after mending a damaged chunk."""

@@ -41,7 +41,7 @@ class TrainSettings(Config):
     """Networks trained together on the same patches, from different first weights; the mean of their logits is the prediction. So many times the work and memory, in training and in segmentation, for fewer mistakes."""
     epochs: Annotated[int, Field(ge=1)] = PRESET_TRAINING["default"]["epochs"]
     """Passes over the cache at most. Unless given, the preset's; so are batch size, learning rate, optimizer, momentum, schedule, early stop, best by, weighted, ema decay and random dihedral."""
-    batch_size: Annotated[int, Field(ge=1)] = PRESET_TRAINING["default"]["batch_size"]
+    batch_size: Annotated[int, Field(ge=1, le=1_000_000)] = PRESET_TRAINING["default"]["batch_size"]
     """Patches of one step over all workers."""
     micro_batch: Annotated[int, Field(ge=1)] | None = None
     """Patches of one pass on a worker; None: its whole part of the batch. Fewer need less memory and give the same step, but for batch normalisation, whose statistics are then each pass's (over all workers)."""

@@ -50,7 +50,7 @@ from unet_ray.storage.arrow_store import arrow_store
 from unet_ray.storage.failure import reason
 from unet_ray.storage.objects import Objects, absolute
 from unet_ray.storage.open_objects import open_objects
-from unet_ray.storage.patch_cache import PatchCache
+from unet_ray.storage.patch_cache import CachePlan, PatchCache
 
 SUMMARY = "summary.json"
 # A spot machine may vanish more than once in a night.
@@ -100,7 +100,7 @@ def train(config: TrainConfig) -> Summary:
         decided = {"made_with": made_with, "precision": plan.precision, "threads": plan.threads}
         run.put(RUN, json.dumps(decided, indent=1).encode())
         patches = cache.plan()
-        memory = _memory_each(config, plan, patches.patch_px)
+        memory = _memory_each(config, plan, patches)
         steps = config.epochs * steps_per_epoch(patches.patches, config.batch_size)
         startup_seconds = _fit(config, plan, steps, memory)
     summary = summarise_run(config, plan.precision, run, startup_seconds, began)
@@ -136,9 +136,9 @@ def _plan(config: TrainConfig, network: NetworkConfig, claimed: Mapping[str, Any
     )
 
 
-def _memory_each(config: TrainConfig, plan: TrainPlan, patch_px: int) -> int:
+def _memory_each(config: TrainConfig, plan: TrainPlan, patches: CachePlan) -> int:
     """Main memory that a worker asks for; what is trained is said on stderr."""
-    about, network = _network_summary(plan, config.workers, patch_px), plan.network
+    about, network = _network_summary(plan, config.workers, patches), plan.network
     what = f"{network.preset} network" if network.members == 1 else f"{network.members} {network.preset} networks"
     print(f"train: {what}, {about.line()}; {plan.precision}", file=sys.stderr)
     # A GPU's memory is its own, and Ray counts GPUs.
@@ -158,12 +158,12 @@ def _export(config: TrainConfig, run: Objects) -> dict[str, str]:
     return {"onnx": config.export_onnx}
 
 
-def _network_summary(plan: TrainPlan, workers: int, patch_px: int) -> NetworkSummary:
-    """What is trained and about how much memory a step takes."""
+def _network_summary(plan: TrainPlan, workers: int, patches: CachePlan) -> NetworkSummary:
+    """What is trained and about how much memory a step takes, which has no more patches than there are."""
     settings = plan.settings
-    share = -(-settings.batch_size // workers)
+    share = -(-min(settings.batch_size, patches.patches) // workers)
     return summarise(
-        plan.network, patches=min(share, settings.micro_batch or share), patch_px=patch_px,
+        plan.network, patches=min(share, settings.micro_batch or share), patch_px=patches.patch_px,
         optimizer=settings.optimizer, precision=plan.precision,
         loss=Loss(cross_entropy=settings.cross_entropy_weight, dice=settings.dice_weight),
         averaged=settings.ema_decay > 0, workers=workers,
