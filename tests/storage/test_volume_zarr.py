@@ -312,3 +312,18 @@ def test_non_finite_section_is_named(tmp_path):
     save(tmp_path / "a.zarr", stack)
     with pytest.raises(VolumeError, match=r"section 2 of .*a\.zarr has NaN or infinite"):
         open_volume(str(tmp_path / "a.zarr")).read(Box((0, 0, 0), (3, 8, 8)))
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("metadata", [False, True])
+def test_a_pipe_in_a_zarr_is_refused_and_not_waited_for(tmp_path, make_pipe, version, metadata):
+    path = tmp_path / "a.zarr"
+    values = np.ones((2, 4, 5), np.uint8)
+    array = zarr.create_array(str(path), shape=values.shape, dtype="u1", chunks=(1, 4, 5), zarr_format=version)
+    array[...] = values
+    key = {(2, False): "1.0.0", (3, False): "c/1/0/0", (2, True): ".zarray", (3, True): "zarr.json"}[version, metadata]
+    (path / key).unlink()
+    make_pipe(path / key)
+    said = "cannot open the zarr" if metadata else "section"
+    with pytest.raises(VolumeError, match=f"{said}.*{path}/{key} is a pipe or a device and no file"):
+        open_volume(str(path)).read(Box.of_shape(values.shape))

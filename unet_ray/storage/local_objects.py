@@ -120,9 +120,9 @@ class LocalObjects(Objects):
             raise TargetError(_why_unwritable(self.root, error)) from error
 
     def zarr_store(self) -> Any:
-        from zarr.storage import LocalStore
+        from unet_ray.storage.plain_store import PlainStore  # loads zarr
 
-        return LocalStore(self.root)
+        return PlainStore(self.root)
 
     def free_bytes(self) -> int | None:
         """Of the disk, for this user; a quota is not seen."""

@@ -19,8 +19,30 @@ def plain(path: str, flags: int) -> int:
     """
     # Who opens a pipe waits for its writer, unless he says that he will not.
     number = os.open(path, flags | os.O_NONBLOCK)
-    kind = os.fstat(number).st_mode
-    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+    if not _is_plain(os.fstat(number)):
         os.close(number)
-        raise VolumeError(f"{path} is a pipe or a device and no file; save what comes from it to a file first")
+        raise _no_file(path)
     return number
+
+
+def require_plain(path: str | os.PathLike[str]) -> None:
+    """For a library that opens files by itself; nothing happens where there is nothing.
+
+    Raises:
+        VolumeError: it is a pipe, a socket or a device.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:  # which whoever opens it is told, too
+        return
+    if not _is_plain(status):
+        raise _no_file(path)
+
+
+def _is_plain(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+
+
+def _no_file(path: str | os.PathLike[str]) -> VolumeError:
+    said = os.fspath(path)
+    return VolumeError(f"{said} is a pipe or a device and no file; save what comes from it to a file first")
