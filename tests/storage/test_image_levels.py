@@ -11,6 +11,7 @@ from tests.scenes import write_segmentation
 from unet_ray.errors import VolumeError
 from unet_ray.geometry.box import Box
 from unet_ray.storage.image_levels import open_levels
+from unet_ray.storage.open_objects import open_objects
 
 
 def write_group(path, version, axes="zyx", levels=2, prefix=""):
@@ -77,6 +78,25 @@ def test_what_is_no_pyramid_has_one_level(tmp_path):
     for name in ("a.tif", "2.zarr", "3.zarr"):
         image = open_levels(str(tmp_path / name))
         assert ([v.shape for v in image.volumes], image.scales, image.group) == ([(2, 5, 6)], ((1.0, 1.0, 1.0),), None)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_store_that_is_lost_on_the_way_is_told_in_one_sentence(tmp_path, s3, s3_proxy):
+    write_group(tmp_path / "a.zarr", "0.5")
+    local, stored = open_objects(str(tmp_path)), open_objects(s3)
+    for info in local.list():
+        stored.put(info.key, local.get(info.key))
+    assert len(open_levels(f"{s3}/a.zarr").volumes) == 2
+    asked = []
+
+    def lost(kind, key):
+        if key.endswith("/a.zarr/zarr.json"):
+            asked.append(kind)
+        return "error" if len(asked) > 1 else None  # the volume is opened before its group's levels are read
+
+    s3_proxy.choose = lost
+    with pytest.raises(VolumeError, match=r"a\.zarr.* gives no whole answer"):
+        open_levels(f"{s3}/a.zarr")
 
 
 def test_a_level_that_is_not_there_is_named(tmp_path):

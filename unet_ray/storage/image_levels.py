@@ -1,15 +1,11 @@
 """An image in all its resolutions: an OME-Zarr pyramid, or a volume that has one only."""
 
 from dataclasses import dataclass
-from typing import Any
-
-import zarr
 
 from unet_ray.storage.objects import absolute
 from unet_ray.storage.ome_metadata import level_scales
-from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.volume import Volume, open_volume
-from unet_ray.storage.volume_zarr import ZarrVolume, open_zarr
+from unet_ray.storage.volume_zarr import ZarrVolume, group_attributes, open_zarr
 
 
 @dataclass(frozen=True)
@@ -45,20 +41,10 @@ def open_levels(path: str, channel: int | None = None) -> ImageLevels:
     where = absolute(path)
     # bioformats2raw puts its first image into the group 0.
     for group in (where, f"{where}/0"):
-        found = level_scales(path, _group_attributes(group))
+        found = level_scales(path, group_attributes(group))
         if found is None:
             continue
         axes, scales = found
         others = (open_zarr(f"{path}/{key}", group, key, channel) for key in list(scales)[1:])
         return ImageLevels((first, *others), tuple(scales.values()), group, axes)
     return ImageLevels((first,))
-
-
-def _group_attributes(where: str) -> dict[str, Any]:
-    """Attributes of the group at a place; none where there is no group."""
-    try:
-        return dict(zarr.open_group(open_objects(where).zarr_store(), mode="r").attrs)
-    except FileNotFoundError:
-        return {}
-    except ValueError:  # an array; what is damaged was refused when the volume was opened
-        return {}

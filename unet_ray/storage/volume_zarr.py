@@ -70,6 +70,22 @@ def open_zarr(path: str, where: str, array: str | None, channel: int | None = No
     return ZarrVolume(path, where, node, level, channel)
 
 
+def group_attributes(where: str) -> dict[str, Any]:
+    """Attributes of the group at a place; none where there is no group.
+
+    Raises:
+        VolumeError: its store does not answer, or refuses.
+    """
+
+    def request() -> dict[str, Any]:
+        try:
+            return dict(zarr.open_group(open_objects(where).zarr_store(), mode="r").attrs)
+        except (FileNotFoundError, ValueError):  # ValueError: an array, or what is damaged
+            return {}
+
+    return _opening(where, where, request)
+
+
 class ZarrVolume(Volume):
     """A zarr array of two or three axes, or more where the leading ones have one entry or a channel is named.
 
