@@ -159,6 +159,16 @@ def test_folders_that_are_no_volume(tmp_path, make, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_folders_own_name_may_hold_brackets(tmp_path):
+    folder = tmp_path / "[2024] liver"
+    for number, name in enumerate(("[2024] liver", "2 liver", "[2024] liver/below*")):
+        (tmp_path / name).mkdir()
+        save_sections(tmp_path / name, np.full((number + 1, 5, 5), number, np.uint8), ".png")
+    for pattern, sections in (("*.png", 1), ("section[0-9].png", 1), ("below*/*.png", 3), ("**/section2.png", 1)):
+        assert open_volume(f"{folder}/{pattern}").shape == (sections, 5, 5), pattern
+    assert open_volume(f"{tmp_path}/[0-9] liver/*.png").shape == (2, 5, 5)
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
 @pytest.mark.parametrize("asked", ["", "/{}", "/?.*"])
 def test_a_pipe_is_no_image(tmp_path, name, asked, make_pipe):

@@ -61,11 +61,27 @@ def open_glob(path: str, pattern: str) -> Volume:
     Raises:
         VolumeError: no match, or as `open_files`.
     """
+    found = glob.glob(literal_folders(pattern), recursive=True)
     # Folders are what `**` goes through; a link that leads nowhere is a lost section.
-    files = sorted((name for name in glob.glob(pattern, recursive=True) if not os.path.isdir(name)), key=natural_key)
+    files = sorted((name for name in found if not os.path.isdir(name)), key=natural_key)
     if not files:
         raise VolumeError(f"no file matches {path}; check the pattern, and quote it for the shell")
     return open_files(path, files)
+
+
+def literal_folders(pattern: str) -> str:
+    """The pattern for `glob`, in which a folder's own name, such as "[2024] liver", stands for that folder alone.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> os.mkdir(f"{folder}/[a]")
+    >>> [literal_folders(f"{folder}/{below}").removeprefix(folder) for below in ("[a]/*.png", "[b]/*.png")]
+    ['/[[]a]/*.png', '/[b]/*.png']
+    """
+    folder, name = os.path.split(pattern)
+    if not glob.has_magic(folder):
+        return pattern
+    return os.path.join(glob.escape(folder) if os.path.isdir(folder) else literal_folders(folder), name)
 
 
 def open_files(path: str, files: Sequence[str]) -> Volume:
