@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from PIL import Image
 
 Job = Callable[..., Any]
 Stack = Callable[..., Path]
@@ -94,6 +95,8 @@ def test_augment(augment: Job, stack: Stack, labels: Path, tmp_path: Path) -> No
     nan = np.full((3, 64, 72), np.nan, np.float32)
     refused("NaN", images=stack("nan.tif", nan))
     refused("file", "cannot be written", cache=tmp_path / "file" / "cache")
+    pictures = tmp_path / "**" / "*.png"
+    refused("would become a part of --images", flags=("--images", str(pictures)), cache=tmp_path / "new")
     assert (tmp_path / "file").read_text() == "x"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.jpg").write_text("x")
@@ -149,6 +152,10 @@ def test_segment(segment: Job, stack: Stack, model_file: Path, class_model_file:
     refused("--tiff", "new/ is a folder", flags=("--tiff", f"{tmp_path}/new/"))
     refused("local file", flags=("--probability-tiff", "s3://bucket/p.tif"))
     refused("--tiff and --probability-tiff", flags=("--tiff", "a.tif", "--probability-tiff", "./a.tif"))
+    zarr.create_array(str(tmp_path / "volume.zarr"), shape=(3, 64, 72), dtype="u1")
+    inside = tmp_path / "volume.zarr" / "o.zarr"
+    refused("--output", "would become a part of --volume", volume=tmp_path / "volume.zarr", output=inside)
+    assert not inside.exists()
     assert (raw, weights) == ((tmp_path / "volume.tif").read_bytes(), model_file.read_bytes())
     assert not (tmp_path / "o.zarr").exists()
     assert (tmp_path / "file").read_text() == "x"
@@ -189,6 +196,19 @@ def test_evaluate(call_job: Job, stack: Stack, labels: Path, tmp_path: Path) -> 
     refused("is not a model", flags=("--model", good))
     refused("bootstrap", "greater than or equal to 0", flags=("--bootstrap", "-1"))
     refused("bootstrap", "less than or equal to 1000000", flags=("--bootstrap", "99999999999"))
+    # Its pictures would be sections from then on.
+    for z in range(3):
+        Image.fromarray(np.zeros((64, 72), np.uint8)).save(tmp_path / f"{z}.png")
+    pictures = f"{tmp_path}/*.png"
+    for given, flag, target in (
+        ({"labels": Path(pictures)}, "--labels", tmp_path),
+        ({"prediction": Path(pictures)}, "--prediction", f"{tmp_path}/."),
+        ({"flags": ("--images", pictures)}, "--images", tmp_path),
+        ({"flags": ("--ignore-masks", pictures)}, "--ignore-masks", tmp_path),
+    ):
+        flags = (*given.pop("flags", ()), "--report", target)
+        refused(f"would become a part of {flag}", flags=flags, **given)
+    assert len(list(tmp_path.glob("*.png"))) == 3
 
 
 def test_train(call_job: Job, labels: Path, tmp_path: Path) -> None:
@@ -245,6 +265,8 @@ def test_pipeline(call_job: Job, stack: Stack, labels: Path, tmp_path: Path) -> 
     refused("margin of 0 px", "paper", flags=(*given, "--train.preset", "paper", "--augment.for-preset", "keras"))
     refused("tile side 30 is not a multiple", flags=(*given, "--segment.tile-px", "30"))
     assert_refused(call_job("pipeline", "--config", tmp_path / "no.yaml"), "pipeline", "cannot be read")
+    deep = ("--images", f"{tmp_path}/**/*.png", "--labels", labels)
+    refused("--output", "would become a part of --images", flags=deep)
     assert not (tmp_path / "p").exists()
 
 

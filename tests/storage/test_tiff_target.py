@@ -1,6 +1,8 @@
 """TIFF files that would harm what is read or written, or could not be written, are refused before the work."""
 
+import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,7 +12,7 @@ import pytest
 import zarr
 
 from unet_ray.errors import TargetError
-from unet_ray.storage.tiff_target import check_tiff_targets
+from unet_ray.storage.tiff_target import check_folder_target, check_tiff_targets
 
 
 @pytest.fixture
@@ -19,6 +21,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "sections" / "below").mkdir(parents=True)
     for name in ("sections/s1.tif", "sections/s2.tif", "sections/below/s1.tif", "s[1].tif", "stack.tif", "file"):
         (tmp_path / name).write_text("x")
+    (tmp_path / "[a]").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "sections")
     zarr.create_group(str(tmp_path / "raw.zarr"))
     os.mkfifo(tmp_path / "pipe")
@@ -36,6 +39,7 @@ def folder(tmp_path: Path) -> Path:
         ("sections/s3.tif", "link/s*.tif", "would become a part of"),
         ("sections/below/further/s3.tif", "sections/**/*.tif", "would become a part of"),
         ("raw.zarr/deep/mask.tif", "raw.zarr", "would become a part of"),
+        ("[a]/mask.tif", "[a]/*.tif", "would become a part of"),
         ("new/out.zarr/mask.tif", "stack.tif", "in the way of output .*out.zarr; choose a path outside"),
         ("new", "stack.tif", "in the way of output"),
         ("sections", "stack.tif", "is a folder; choose a file name in it"),
@@ -83,6 +87,7 @@ def test_two_files_of_one_name_are_refused(folder: Path) -> None:
         ("sections/below/mask.tif", "sections/*"),
         ("sections/mask.tif", "sections/s*.tif"),
         ("s1.tif", "s[1].tif"),  # which is a file's own name
+        ("[a]/mask.tif", "[a]/s*.tif"),
         ("sections/mask.tif", "s3://bucket/sections"),
         ("raw.zarr.tif", "raw.zarr"),
     ],
@@ -91,3 +96,32 @@ def test_beside_it_all_is_well(folder: Path, target: str, source: str) -> None:
     given = source if "://" in source else f"{folder}/{source}"
     targets: dict[str, str | None] = {"--tiff": f"{folder}/{target}", "--probability-tiff": None}
     check_tiff_targets(targets, [("--volume", given)], [f"{folder}/new/out.zarr", "s3://bucket/out.zarr"])
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "harmful"),
+    [
+        ("sections", "sections", True),
+        ("link", "sections", True),
+        ("sections", "sections/*.png", True),
+        ("sections/new", "sections/**/*.png", True),
+        ("sections/new", "sections", False),
+        ("sections", "sections/s*.tif", False),
+        ("new", "sections", False),
+        # A group may hold more than what is read of it, an array may not.
+        ("raw.zarr/new", "raw.zarr", False),
+        ("raw.zarr/0/new", "raw.zarr", True),
+        ("raw.zarr/0/new", "raw.zarr/0", True),
+        ("old.zarr/new", "old.zarr", True),
+        ("s3://bucket/sections", "sections", False),
+    ],
+)
+def test_a_folder_whose_pictures_would_be_sections(folder: Path, target: str, source: str, harmful: bool) -> None:
+    zarr.create_array(str(folder / "raw.zarr"), name="0", shape=(1, 2, 3), dtype="u1")
+    zarr.create_array(str(folder / "old.zarr"), shape=(1, 2, 3), dtype="u1", zarr_format=2)
+    report = target if "://" in target else f"{folder}/{target}"
+    why = f"^--report {report} would become a part of --labels {re.escape(f'{folder}/{source}')}; choose another path$"
+    with pytest.raises(TargetError, match=why) if harmful else contextlib.nullcontext():
+        check_folder_target(
+            "--report", report, ("a.txt", "a.png"), [("--images", None), ("--labels", f"{folder}/{source}")]
+        )

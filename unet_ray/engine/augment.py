@@ -23,6 +23,7 @@ from unet_ray.report.progress import Progress
 from unet_ray.storage.cache_check import verify
 from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.patch_cache import ARRAYS, CONTACT_SHEET, PatchCache
+from unet_ray.storage.tiff_target import check_folder_target
 
 PICTURED = 10
 NAMED_DAMAGE = 8
@@ -41,6 +42,9 @@ def augment(config: AugmentConfig) -> Summary:
     """
     began = time.time()
     cache = PatchCache(config.cache)
+    inputs = [("--images", path) for path in config.images] + [("--labels", path) for path in config.labels]
+    inputs += [("--ignore-masks", path) for path in config.ignore_masks]
+    check_folder_target("--cache", config.cache, (CONTACT_SHEET,), inputs)
     cache.objects.require_writable()
     plan, made_with = prepare(config)
     for line in plan.warnings:

@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from unet_ray.command import Summary
 from unet_ray.config.evaluate import EvaluateConfig
-from unet_ray.engine.evaluation import run_evaluation
+from unet_ray.engine.evaluation import METRICS, PAGE, PANELS, TABLE, run_evaluation
 from unet_ray.report.metrics_csv import metrics_csv
 from unet_ray.storage.open_objects import open_objects
 
 if TYPE_CHECKING:
     from unet_ray.engine.report import Stages
 
-METRICS = "metrics.json"
-TABLE = "metrics.csv"
-PAGE = "report.html"
-PANELS = "sections.png"
 # Long lists, which metrics.json has and a summary does not.
 NOT_IN_SUMMARY = ("curves", "sections")
 HEADLINES = {"v_rand": "V_rand", "v_info": "V_info", "mean_dice": "mean Dice", "pixel_mismatch": "wrong pixels"}

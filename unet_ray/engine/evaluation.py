@@ -12,7 +12,13 @@ from unet_ray.report.layers import SectionLayers
 from unet_ray.report.panel_row import PanelRow
 from unet_ray.report.published import PUBLISHED
 from unet_ray.storage.open_objects import open_objects
+from unet_ray.storage.tiff_target import check_folder_target
 
+# Files of the report.
+METRICS = "metrics.json"
+TABLE = "metrics.csv"
+PAGE = "report.html"
+PANELS = "sections.png"
 # What the check of the inputs does not need: compiled loops, and all that draws.
 LATER = ("unet_ray.engine.findings", "unet_ray.engine.section_pictures", "unet_ray.engine.report")
 
@@ -47,6 +53,12 @@ def run_evaluation(config: EvaluateConfig) -> Evaluation:
     began = time.time()
     inputs = open_inputs(config)
     if config.report is not None:
+        paths = {
+            "--prediction": config.prediction, "--labels": (config.labels,), "--ignore-masks": (config.ignore_masks,),
+            "--images": (config.images,),
+        }  # fmt: skip
+        read = [(flag, path) for flag, given in paths.items() for path in given]
+        check_folder_target("--report", config.report, (METRICS, TABLE, PAGE, PANELS), read)
         open_objects(config.report).require_writable()
     of_classes = config.label_kind == "classes"
     with cluster(meanwhile=LATER):

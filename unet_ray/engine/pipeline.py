@@ -13,6 +13,7 @@ from unet_ray.config.train import TrainConfig
 from unet_ray.engine.augment import augment
 from unet_ray.engine.cluster import cluster
 from unet_ray.engine.evaluate import evaluate
+from unet_ray.engine.evaluation import PANELS
 from unet_ray.engine.labelled_stacks import LabelledStacks
 from unet_ray.engine.phantom import make_phantom
 from unet_ray.engine.report import Stages
@@ -24,11 +25,14 @@ from unet_ray.errors import ConfigError
 from unet_ray.geometry.box import Triple
 from unet_ray.geometry.receptive_field import margin_px
 from unet_ray.storage.mask_volume import open_mask
-from unet_ray.storage.tiff_target import check_tiff_targets
+from unet_ray.storage.patch_cache import CONTACT_SHEET
+from unet_ray.storage.tiff_target import check_folder_target, check_tiff_targets
 from unet_ray.storage.volume import open_volume
 
 # What the stages make in the folder.
 OUTPUTS = ("phantom.zarr", "cache.zarr", "run", "segmentation.zarr", "scored.zarr", "report")
+# What could be taken for sections among them.
+PICTURES = (f"cache.zarr/{CONTACT_SHEET}", "run/curves.png", f"report/{PANELS}")
 
 
 def pipeline(config: PipelineConfig) -> Summary:
@@ -59,6 +63,7 @@ def pipeline(config: PipelineConfig) -> Summary:
     inputs = [("--images", config.images), ("--labels", config.labels), ("--ignore-masks", config.ignore_masks)]
     inputs += [("--volume", config.volume), ("--mask", config.mask)]
     check_tiff_targets({"--tiff": config.tiff}, inputs, [f"{output}/{name}" for name in OUTPUTS])
+    check_folder_target("--output", output, PICTURES, inputs)
     scored = config.score_sections or config.augment.exclude_sections or config.augment.validation_sections
     if not scored:
         raise ConfigError(

@@ -19,9 +19,10 @@ from unet_ray.report.progress import Progress
 from unet_ray.storage.fingerprint import digest
 from unet_ray.storage.mask_volume import open_mask
 from unet_ray.storage.objects import absolute
+from unet_ray.storage.owned_group import ROOT
 from unet_ray.storage.segmentation import FORMAT_VERSION, Segmentation
 from unet_ray.storage.segmentation_layout import SegmentationLayout
-from unet_ray.storage.tiff_target import check_tiff_targets
+from unet_ray.storage.tiff_target import check_folder_target, check_tiff_targets
 from unet_ray.storage.volume import open_volume
 
 
@@ -69,11 +70,10 @@ def open_request(config: SegmentConfig) -> Request:
     Raises:
         InputError: one of them is wrong, the output was made otherwise, or a TIFF file is asked for in a wrong place.
     """
-    check_tiff_targets(
-        {"--tiff": config.tiff, "--probability-tiff": config.probability_tiff},
-        [("--volume", config.volume), ("--mask", config.mask), ("--model", config.model)],
-        [config.output],
-    )
+    inputs = [("--volume", config.volume), ("--mask", config.mask), ("--model", config.model)]
+    tiffs = {"--tiff": config.tiff, "--probability-tiff": config.probability_tiff}
+    check_tiff_targets(tiffs, inputs, [config.output])
+    check_folder_target("--output", config.output, (ROOT,), inputs)
     volume = open_volume(config.volume)
     mask = None if config.mask is None else open_mask(config.mask, volume)
     region = parse_roi(config.roi, volume.shape, "--roi")

@@ -1,14 +1,20 @@
-"""Where a TIFF may be written: a local file that is no input, lies in none, and in nothing else that is written."""
+"""Where outputs may be written: a TIFF as a local file that is no input and lies in none, nor in another output.
+
+A folder that is written may lie in an input's, unless what is written there is then read as a part of the input.
+"""
 
 import fnmatch
 import glob
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from unet_ray.errors import TargetError
 from unet_ray.storage.objects import absolute
+from unet_ray.storage.plain_file import plain
 from unet_ray.storage.volume import ZARR_METADATA
+from unet_ray.storage.volume_images import literal_folders
 
 
 def require_file_target(path: str, name: str = "", such_as: str = "mask.tif") -> Path:
@@ -68,8 +74,50 @@ def check_tiff_targets(
         places[place] = flag
 
 
-def _harm(place: str, given: str) -> str:
-    """What a file at the real path ``place`` would do to an input, nothing where it is apart."""
+def check_folder_target(flag: str, folder: str, makes: Sequence[str], inputs: Sequence[tuple[str, str | None]]) -> None:
+    """Refuse a folder to write whose files would be read, or listed, as a part of an input.
+
+    Args:
+        flag: of the folder.
+        folder: path or URL.
+        makes: what will be in it, such as pictures, which a folder or glob of images would take for sections.
+        inputs: flag and path, glob or URL of all that is read; None: not given.
+
+    Raises:
+        TargetError: it is so.
+    """
+    if not _is_local(folder):
+        return
+    for name in makes:
+        place = os.path.realpath(os.path.join(absolute(folder), name))
+        for other, given in inputs:
+            if given is not None and (_in_array(place, given) or _harm(place, given, in_groups=True)):
+                raise TargetError(f"{flag} {folder} would become a part of {other} {given}; choose another path")
+
+
+def _in_array(place: str, given: str) -> bool:
+    """Whether a zarr array, whose listing tells one content from another, is at an input's path and has the place."""
+    if not _is_local(given):
+        return False
+    source = os.path.realpath(absolute(given))
+    return any(_is_in(str(folder), source) and _is_array(folder) for folder in Path(place).parents)
+
+
+def _is_array(folder: Path) -> bool:
+    try:
+        with open(folder / "zarr.json", "rb", opener=plain) as file:
+            return bool(json.load(file)["node_type"] == "array")
+    except OSError:
+        return (folder / ".zarray").exists()
+    except (ValueError, TypeError, KeyError):  # whoever opens the input tells what is wrong with it
+        return False
+
+
+def _harm(place: str, given: str, in_groups: bool = False) -> str:
+    """What a file at the real path ``place`` would do to an input, nothing where it is apart.
+
+    With ``in_groups`` zarr holds other things beside what is read of it.
+    """
     if not _is_local(given):
         return ""
     source = os.path.realpath(absolute(given))
@@ -78,8 +126,9 @@ def _harm(place: str, given: str) -> str:
     if os.path.isdir(source):
         is_zarr = any(os.path.exists(os.path.join(source, name)) for name in ZARR_METADATA)
         # A folder's images are its sections, those in folders below it are not.
-        return "become a part of" if _is_in(place, source) and (is_zarr or os.path.dirname(place) == source) else ""
-    found = glob.has_magic(source) and not os.path.exists(source) and _matches(place, source)
+        whole = is_zarr and not in_groups
+        return "become a part of" if _is_in(place, source) and (whole or os.path.dirname(place) == source) else ""
+    found = glob.has_magic(source) and not os.path.exists(source) and _matches(place, literal_folders(source))
     return "become a part of" if found else ""
 
 
