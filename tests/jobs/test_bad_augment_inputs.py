@@ -1,5 +1,6 @@
 """The augment job on inputs that are wrong or odd: a sentence each on stderr, and nothing is started."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 
 from unet_ray.config.augment import AugmentConfig
 from unet_ray.engine.augment_plan import prepare
+from unet_ray.errors import TargetError
+from unet_ray.storage.local_objects import LocalObjects
 from unet_ray.storage.patch_cache import PatchCache
 
 Job = Callable[..., Any]
@@ -89,3 +92,31 @@ def test_odd_inputs_are_told(augment: Job, stack: Stack, labels: Any, tmp_path: 
         "sections 0-2 of 64 x 72 px (y, x) by 32 and 24 px",
         f"augment: cache {tmp_path / 'c'} was made with seed 3 (now 0); choose a new path or pass --overwrite",
     ]
+
+
+def test_a_finished_cache_may_be_read_only(
+    augment: Job, labels: Any, tmp_path: Path, patches_by_plain_loop: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = AugmentConfig(
+        images=(str(tmp_path / "images.tif"),), labels=(str(tmp_path / "labels.tif"),), label_kind="membrane",
+        patch_px=32, variants=2, cache=str(tmp_path / "c"),
+    )  # fmt: skip
+    patches_by_plain_loop(made)
+
+    def refuse(self: LocalObjects, *_: object) -> None:
+        raise TargetError(f"{self.root} cannot be written (Read-only file system)")
+
+    monkeypatch.setattr(LocalObjects, "_put", refuse)
+    ended = augment("--variants", "2")
+    assert ended.code == 0, ended.err
+    summary = json.loads(ended.out)
+    assert (summary["patches_written"], summary["note"]) == (0, "the cache was complete; nothing to do")
+    # But not what would be written to.
+    for flags in (
+        ("--variants", "3"),
+        ("--variants", "2", "--overwrite"),
+        ("--variants", "2", "--cache", tmp_path / "d"),
+    ):
+        ended = augment("--variants", "2", *flags)
+        assert (ended.code, ended.out) == (2, ""), flags
+        assert "cannot be written (Read-only file system)" in ended.err

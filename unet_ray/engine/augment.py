@@ -45,14 +45,14 @@ def augment(config: AugmentConfig) -> Summary:
     inputs = [("--images", path) for path in config.images] + [("--labels", path) for path in config.labels]
     inputs += [("--ignore-masks", path) for path in config.ignore_masks]
     check_folder_target("--cache", config.cache, (CONTACT_SHEET,), inputs)
-    cache.objects.require_writable()
+    if cache.attributes() is None or config.overwrite:  # a cache that is complete may be read-only
+        cache.objects.require_writable()
     plan, made_with = prepare(config)
     for line in plan.warnings:
         _say(line)
     checked: Summary = {}
     freed = 0
     if config.overwrite:
-        cache.attributes()  # refuses what is not a patch cache
         done = BlockSet(plan.cache.blocks)
         freed = sum(info.size for info in cache.objects.list())
     else:
@@ -62,6 +62,7 @@ def augment(config: AugmentConfig) -> Summary:
         done = cache.done_blocks(plan.cache)
     expected = Forecast()
     if len(done) < done.num_blocks:
+        cache.objects.require_writable()
         expected = forecast(cache, plan, done)
         require_room(cache, expected, freed)
     if config.overwrite:

@@ -15,7 +15,15 @@ from unet_ray.storage.failure import reason
 from unet_ray.storage.fingerprint import differences, fingerprint, named
 from unet_ray.storage.owned_group import OwnedGroup
 from unet_ray.storage.shard_codec import ShardCodec
-from unet_ray.storage.shards import DAMAGED, Encoded, present_shards, put_array, put_encoded, put_group, shard_key
+from unet_ray.storage.shards import (
+    DAMAGED,
+    Encoded,
+    keep_array,
+    keep_group,
+    present_shards,
+    put_encoded,
+    shard_key,
+)
 
 FORMAT_VERSION = 1
 ATTRIBUTE = "unet_ray_patch_cache"
@@ -183,7 +191,7 @@ class PatchCache(OwnedGroup):
     def create_or_extend(
         self, plan: CachePlan, made_with: Mapping[str, Any], sources: Mapping[str, Any] | None = None
     ) -> CachePlan:
-        """Put the cache's metadata, or extend it to more variants; shards stay as they are.
+        """Put the cache's metadata where they differ, or extend it to more variants; shards stay as they are.
 
         Args:
             plan: sides and counts wanted.
@@ -208,12 +216,12 @@ class PatchCache(OwnedGroup):
             "fingerprint": fingerprint(made_with),
             "sources": dict(sources or {}),
         }
-        # First the root, which claims the place; the arrays' metadata are put again at every start.
-        put_group(self.objects, "", {ATTRIBUTE: attributes})
+        # First the root, which claims the place; at every start it is seen to that the arrays' metadata are there.
+        keep_group(self.objects, "", {ATTRIBUTE: attributes})
         for split in SPLITS:
-            put_group(self.objects, split)
+            keep_group(self.objects, split)
             for name in ARRAYS:
-                put_array(self.objects, f"{split}/{name}", plan.spec(split, name))
+                keep_array(self.objects, f"{split}/{name}", plan.spec(split, name))
         return plan
 
     def _part_filled(self, plan: CachePlan) -> int | None:

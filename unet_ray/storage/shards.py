@@ -30,14 +30,33 @@ def _in_memory(objects: dict[str, Any], key: str) -> bytes:
 
 def put_array(root: Objects, path: str, spec: ArraySpec, attributes: Mapping[str, Any] | None = None) -> None:
     """Put the metadata of an array; its shards stay as they are."""
+    root.put(*_array(path, spec, attributes))
+
+
+def keep_array(root: Objects, path: str, spec: ArraySpec) -> None:
+    """`put_array`, unless the very same metadata are there: what is complete may be read-only."""
+    _keep(root, *_array(path, spec))
+
+
+def _array(path: str, spec: ArraySpec, attributes: Mapping[str, Any] | None = None) -> tuple[str, bytes]:
     objects: dict[str, Any] = {}
     spec.create(MemoryStore(objects), spec.shape, attributes or {})
-    root.put(f"{path}/zarr.json", _in_memory(objects, "zarr.json"))
+    return f"{path}/zarr.json", _in_memory(objects, "zarr.json")
 
 
 def put_group(root: Objects, path: str, attributes: Mapping[str, Any] | None = None) -> None:
     """Put the metadata of a group; what it holds stays as it is."""
     root.put(*_group(path, attributes))
+
+
+def keep_group(root: Objects, path: str, attributes: Mapping[str, Any] | None = None) -> None:
+    """`put_group`, unless the very same metadata are there."""
+    _keep(root, *_group(path, attributes))
+
+
+def _keep(root: Objects, key: str, data: bytes) -> None:
+    if root.get(key) != data:
+        root.put(key, data)
 
 
 def put_new_group(root: Objects, path: str, attributes: Mapping[str, Any] | None = None) -> bool:
