@@ -368,6 +368,34 @@ def test_a_turned_prediction_is_warned_of(
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("value", "settings", "said"),
+    [
+        (0, {}, ["hold no cell interior in the scored sections under --label-kind interior"]),
+        (0, {"label_kind": "instances"}, ["hold no cell interior in the scored sections under --label-kind instances"]),
+        (255, {}, ["hold no membrane in the scored sections under --label-kind interior"]),
+        (0, {"label_kind": "membrane"}, ["hold no membrane in the scored sections under --label-kind membrane"]),
+        (None, {"ignore_label": 7}, ["no pixel has the value of --ignore-label 7, so nothing is ignored"]),
+        (None, {"ignore_label": 255}, ["hold no cell interior"]),
+        (None, {}, []),
+    ],
+)
+def test_labels_that_tell_little_are_warned_of(
+    labels: Path, probability: npt.NDArray[np.uint8], tmp_path: Path, write_zarr: Callable[..., str],
+    value: int | None, settings: dict[str, Any], said: list[str],
+) -> None:  # fmt: skip
+    path = labels
+    if value is not None:
+        path = tmp_path / "flat.tif"
+        tifffile.imwrite(path, np.full(SHAPE, value, np.uint8), photometric="minisblack")
+    prediction = write_zarr(tmp_path / "p.zarr", probability)
+    warnings = evaluate(EvaluateConfig(prediction=prediction, labels=str(path), **settings))["warnings"]
+    assert len(warnings) == len(said)
+    for warning, words in zip(warnings, said, strict=True):
+        assert words in warning
+
+
+@pytest.mark.usefixtures("here")
 def test_pixels_that_nobody_labelled(
     membrane: npt.NDArray[np.uint8], probability: npt.NDArray[np.uint8], tmp_path: Path, write_zarr: Callable[..., str]
 ) -> None:

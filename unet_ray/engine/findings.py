@@ -38,7 +38,7 @@ def membrane_findings(
     rows, curves = joined.pop("sections"), joined.pop("curves")
     intervals = bootstrap(of_sections, resamples=config.bootstrap, fixed=place) if config.bootstrap else {}
     found = _said_of(inputs, prediction, scored, rows, curves, {**joined, **fixed}, intervals)
-    found["warnings"] += _polarity_warnings(prediction, of_sections)
+    found["warnings"] += [*_label_warnings(inputs, of_sections), *_polarity_warnings(prediction, of_sections)]
     return found
 
 
@@ -79,6 +79,23 @@ def _said_of(
             {"section": z, "holdout": statuses[z], **row} for z, row in zip(inputs.sections, rows, strict=True)
         ],
     }
+
+
+def _label_warnings(inputs: Inputs, sections: Sequence[SectionScores]) -> Iterator[str]:
+    """What makes scores mean little, whatever is predicted."""
+    labels = inputs.labels
+    for kind, there in (
+        ("cell interior", any(section.tp[0] + section.fn[0] for section in sections)),
+        ("membrane", any(section.fp[0] + section.tn[0] for section in sections)),
+    ):
+        if not there:
+            yield (
+                f"labels {labels.volume.path} hold no {kind} in the scored sections under --label-kind {labels.kind}, "
+                "so the scores tell nothing of it; check --labels and --label-kind"
+            )
+    everything = all(section.pixels == section.shape[0] * section.shape[1] for section in sections)
+    if labels.ignore_label is not None and labels.masks is None and everything:
+        yield f"no pixel has the value of --ignore-label {labels.ignore_label}, so nothing is ignored"
 
 
 def _polarity_warnings(prediction: Prediction, sections: Sequence[SectionScores]) -> Iterator[str]:
