@@ -124,6 +124,14 @@ def test_end_to_end(
     words = ", ".join(f"{stage} {took} (done earlier)" for stage, took in zip(SUMMARIES, times.groups(), strict=False))
     assert f"{words}, evaluate" in later
 
+    # A mistaken command is refused before it touches what is finished: the first one still has nothing to do.
+    cached = {path: path.read_bytes() for path in run.glob("cache.zarr/**/zarr.json")}
+    refused = call_job("pipeline", "--config", config, "--augment.variants", "3")
+    assert (refused.code, refused.out) == (2, ""), refused.err
+    assert "was started with patches 8 (now 12); choose" in refused.err
+    assert {path: path.read_bytes() for path in run.glob("cache.zarr/**/zarr.json")} == cached
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("c/**/*") if path.is_file()} == before
+
 
 @pytest.fixture
 def staged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
@@ -204,3 +212,18 @@ def test_settings_of_a_run_reach_its_stages(
     assert call_job("pipeline", *flags, "--checkpoint-every-steps", 7, "--accept-changed-volume").code == 0
     _, train, segment, _ = given
     assert (train.checkpoint_every_steps, segment.accept_changed_volume) == (7, True)
+
+
+def test_another_phantom_only_where_the_old_one_may_be_overwritten(tmp_path: Path, ray_cluster: None) -> None:
+    from unet_ray.engine.phantom import make_phantom
+    from unet_ray.errors import OutputMismatchError
+
+    path = str(tmp_path / "phantom.zarr")
+    image, _ = make_phantom(path, (2, 32, 48), seed=0)
+    before = open_volume(image).section_digest(0)
+    with pytest.raises(OutputMismatchError, match=r"holds another volume .* or pass --overwrite"):
+        make_phantom(path, (2, 32, 48), seed=1)
+    assert open_volume(image).section_digest(0) == before
+    make_phantom(path, (3, 32, 48), seed=1, overwrite=True)
+    assert open_volume(image).shape == (3, 32, 48)
+    assert open_volume(image).section_digest(0) != before

@@ -17,6 +17,7 @@ from unet_ray.report.progress import Progress
 from unet_ray.storage.array_spec import ArraySpec
 from unet_ray.storage.ome_image import AXES, ome_image
 from unet_ray.storage.open_objects import open_objects
+from unet_ray.storage.owned_group import ROOT
 from unet_ray.storage.shard_codec import ShardCodec
 from unet_ray.storage.shards import (
     Encoded,
@@ -72,7 +73,9 @@ def _spec(blocks: BlockGrid) -> ArraySpec:
     return ArraySpec(blocks.tiles.volume, blocks.shard, CHUNK, "uint8", AXES)
 
 
-def make_phantom(path: str, shape: Triple, seed: int, workers: int | None = None) -> tuple[str, str]:
+def make_phantom(
+    path: str, shape: Triple, seed: int, workers: int | None = None, *, overwrite: bool = False
+) -> tuple[str, str]:
     """Make, or finish, the phantom at a path or URL.
 
     Args:
@@ -80,6 +83,7 @@ def make_phantom(path: str, shape: Triple, seed: int, workers: int | None = None
         shape: (z, y, x) voxels.
         seed: of the phantom.
         workers: of one CPU each; None: as many as there are CPUs.
+        overwrite: remove another phantom that is there.
 
     Returns:
         Paths of image and labels.
@@ -91,7 +95,12 @@ def make_phantom(path: str, shape: Triple, seed: int, workers: int | None = None
     made_with: dict[str, Any] = {"shape": list(shape), "seed": seed}
     stored = read_attributes(root)
     if stored is not None and stored.get(ATTRIBUTE) != made_with:
-        raise OutputMismatchError(f"{path} holds another volume than the phantom {made_with}; choose another path")
+        if not overwrite or ATTRIBUTE not in stored:
+            remedy = "choose another path" + (" or pass --overwrite" if ATTRIBUTE in stored else "")
+            raise OutputMismatchError(f"{path} holds another volume than the phantom {made_with}; {remedy}")
+        for info in [info for info in root.list() if info.key != ROOT]:
+            root.delete(info.key)
+        root.delete(ROOT)  # last: shards without it would be taken for those of the new one
     blocks = BlockGrid(TileGrid(shape, BLOCK), (1, 1, 1))
     done = BlockSet(blocks.num_blocks, (blocks.number((z, y, x)) for z, y, x in present_shards(root, f"{IMAGE}/0")))
     # A finished phantom stays untouched: by the time of its files others know it again.

@@ -5,7 +5,7 @@ import time
 from unet_ray.command import Summary
 from unet_ray.config.augment import AugmentConfig
 from unet_ray.config.evaluate import EvaluateConfig
-from unet_ray.config.network import layers, network_config
+from unet_ray.config.network import NetworkConfig, layers, network_config
 from unet_ray.config.pipeline import PipelineConfig
 from unet_ray.config.sections import parse_sections
 from unet_ray.config.segment import SegmentConfig
@@ -20,12 +20,13 @@ from unet_ray.engine.report import Stages
 from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_plan import resolve_tile_px
 from unet_ray.engine.train import train
-from unet_ray.engine.train_request import fitting_network
+from unet_ray.engine.train_request import RUN, claim, fitting_network, made_with_of, resolved_best_by
 from unet_ray.errors import ConfigError
 from unet_ray.geometry.box import Triple
 from unet_ray.geometry.receptive_field import margin_px
 from unet_ray.storage.mask_volume import open_mask
-from unet_ray.storage.patch_cache import CONTACT_SHEET
+from unet_ray.storage.open_objects import open_objects
+from unet_ray.storage.patch_cache import CONTACT_SHEET, PatchCache
 from unet_ray.storage.tiff_target import check_folder_target, check_tiff_targets
 from unet_ray.storage.volume import open_volume
 
@@ -69,12 +70,16 @@ def pipeline(config: PipelineConfig) -> Summary:
         raise ConfigError(
             "no sections are set apart; name some with --augment.validation-sections and --augment.exclude-sections"
         )
-    shape = _check_stages(config)
+    shape, network = _check_stages(config)
     depth = shape[0]
     held = parse_sections(scored, depth, "--score-sections")
     # Sections that chose the model may also choose a threshold, unless they are scored themselves.
     validation = parse_sections(config.augment.validation_sections, depth, "--augment.validation-sections")
     fixing = tuple(str(section) for section in validation if section not in held)
+    training = _train_config(config, output)
+    excluded = parse_sections(config.augment.exclude_sections, depth, "--augment.exclude-sections")
+    if not config.overwrite:
+        _refuse_other_run(training, network, config.augment.variants * (depth - len({*validation, *excluded})))
     stages: dict[str, Summary] = {}
 
     def ended() -> Summary:
@@ -87,7 +92,9 @@ def pipeline(config: PipelineConfig) -> Summary:
         ready = time.time()
         images, labels = config.images, config.labels
         if images is None or labels is None:
-            images, labels = make_phantom(f"{output}/phantom.zarr", shape, config.phantom.seed, config.workers)
+            images, labels = make_phantom(
+                f"{output}/phantom.zarr", shape, config.phantom.seed, config.workers, overwrite=config.overwrite
+            )
         masks = () if config.ignore_masks is None else (config.ignore_masks,)
         stages["augment"] = augment(
             AugmentConfig(
@@ -97,13 +104,7 @@ def pipeline(config: PipelineConfig) -> Summary:
         )  # fmt: skip
         if stages["augment"]["status"] != "complete":
             return ended()
-        trained = stages["train"] = train(
-            TrainConfig(
-                **dict(config.train), cache=f"{output}/cache.zarr", run=f"{output}/run", workers=config.train_workers,
-                use_gpu=config.use_gpu, checkpoint_every_steps=config.checkpoint_every_steps,
-                overwrite=config.overwrite,
-            )
-        )  # fmt: skip
+        trained = stages["train"] = train(training)
 
         def segment_to(
             volume: str, path: str, sections: tuple[str, ...], tiff: str | None, mask: str | None = None
@@ -143,8 +144,34 @@ def pipeline(config: PipelineConfig) -> Summary:
     return ended()
 
 
-def _check_stages(config: PipelineConfig) -> Triple:
-    """Shape of the labelled stack; what a later stage would refuse is refused here, hours before it.
+def _train_config(config: PipelineConfig, output: str) -> TrainConfig:
+    return TrainConfig(
+        **dict(config.train), cache=f"{output}/cache.zarr", run=f"{output}/run", workers=config.train_workers,
+        use_gpu=config.use_gpu, checkpoint_every_steps=config.checkpoint_every_steps, overwrite=config.overwrite,
+    )  # fmt: skip
+
+
+def _refuse_other_run(training: TrainConfig, network: NetworkConfig, patches: int) -> None:
+    """Refuse what the training would refuse after the cache was extended, with which the first command ends as well.
+
+    Args:
+        training: as asked for.
+        network: likewise.
+        patches: that the cache will have, or more.
+
+    Raises:
+        InputError: the run that is there was started with something else, or something else is there.
+    """
+    cache, run = PatchCache(training.cache), open_objects(training.run)
+    if cache.attributes() is None or run.size(RUN) is None:
+        return
+    asked = training.model_copy(update={"best_by": resolved_best_by(training, cache)})
+    made_with = made_with_of(asked, network, cache)
+    claim(run, asked, made_with | {"patches": max(patches, cache.plan().patches)})
+
+
+def _check_stages(config: PipelineConfig) -> tuple[Triple, NetworkConfig]:
+    """Shape of the labelled stack, and the network; what a later stage would refuse is refused here, hours before it.
 
     Raises:
         InputError: inputs are missing or do not fit together, or settings of one stage do not fit another's.
@@ -170,4 +197,4 @@ def _check_stages(config: PipelineConfig) -> Triple:
     resolve_tile_px(config.segment.tile_px, shape if volume is None else volume.shape, network)
     if volume is not None and config.mask is not None:
         open_mask(config.mask, volume)
-    return shape
+    return shape, network
