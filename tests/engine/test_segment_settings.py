@@ -14,9 +14,17 @@ from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine import blocks
 from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_worker import Job
-from unet_ray.errors import ConfigError, ModelFileError, OutputMismatchError, TileGridError, VolumeError
+from unet_ray.errors import (
+    ConfigError,
+    ModelFileError,
+    OutputMismatchError,
+    TargetError,
+    TileGridError,
+    VolumeError,
+)
 from unet_ray.network.model_file import Normalisation
 from unet_ray.numerics.intensity import IntensityMap
+from unet_ray.storage.local_objects import LocalObjects
 from unet_ray.storage.segmentation import Segmentation
 from unet_ray.storage.segmentation_layout import MASK
 from unet_ray.storage.volume import open_volume
@@ -83,6 +91,28 @@ def test_new_threshold_rewrites_the_mask_alone(
     assert np.array_equal(read_all(output), probability)
     assert np.array_equal(read_all(f"{output}/{MASK}"), probability > 0.56 * 255)
     assert np.array_equal(tifffile.imread(tmp_path / "mask.tif"), (probability > 0.56 * 255) * np.uint8(255))
+
+
+def test_a_finished_output_may_be_read_only(
+    made: Path,
+    asked: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shards: Callable[..., dict[str, Any]],
+) -> None:
+    def refuse(self: LocalObjects, *_: object) -> None:
+        raise TargetError(f"{self.root} cannot be written (Read-only file system)")
+
+    for name in ("_put", "delete", "rename"):
+        monkeypatch.setattr(LocalObjects, name, refuse)
+    before = shards(made)
+    again = segment(SegmentConfig(**asked, output=str(made), tiff=str(tmp_path / "mask.tif")))
+    assert "nothing to do" in again["note"]
+    assert tifffile.imread(tmp_path / "mask.tif").shape == SHAPE
+    for other in ({"threshold": 0.4}, {"overwrite": True}, {"output": str(tmp_path / "o.zarr")}):
+        with pytest.raises(TargetError, match="Read-only file system"):
+            segment(SegmentConfig(**{**asked, "output": str(made), **other}))
+    assert shards(made) == before
 
 
 def test_refusals_leave_the_output_alone(

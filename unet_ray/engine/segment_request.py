@@ -121,7 +121,8 @@ def take_over(request: Request) -> Request:
         InputError: nothing can be written there.
     """
     config, output, layout, stored = request.config, request.job.output, request.job.layout, request.stored
-    output.objects.require_writable()
+    if stored is None:  # one that is complete may be read-only
+        output.objects.require_writable()
     if config.overwrite:
         output.overwrite()  # only now: a wrong setting must not cost the old output
     if stored is None:
