@@ -132,6 +132,14 @@ def test_end_to_end(
     assert {path: path.read_bytes() for path in run.glob("cache.zarr/**/zarr.json")} == cached
     assert {path: path.stat().st_mtime_ns for path in run.rglob("c/**/*") if path.is_file()} == before
 
+    # What is damaged only for the report leaves the one that is there whole.
+    rows = (run / "run" / "metrics.jsonl").read_bytes()
+    (run / "run" / "metrics.jsonl").write_bytes(rows[:-20])
+    kept = {path.name: path.stat().st_mtime_ns for path in (run / "report").iterdir()}
+    assert "metrics.jsonl of run" in call_job("pipeline", "--config", config).err
+    assert {path.name: path.stat().st_mtime_ns for path in (run / "report").iterdir()} == kept
+    (run / "run" / "metrics.jsonl").write_bytes(rows)
+
 
 @pytest.fixture
 def staged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:

@@ -54,11 +54,12 @@ def evaluate(config: EvaluateConfig, stages: "Stages | None" = None) -> Summary:
         from unet_ray.report.pictures import panels_png
 
         report = open_objects(config.report)
+        page = report_page(evaluation, time.time() - began, stages)  # first: what it reads may be damaged
         report.put(METRICS, json.dumps(evaluation.metrics, indent=1).encode())
         report.put(TABLE, metrics_csv(evaluation.metrics))
         if evaluation.panels:
             report.put(PANELS, panels_png(evaluation.panels, voxel_size_nm=panel_voxel_nm(evaluation.inputs)))
-        report.put(PAGE, report_page(evaluation, time.time() - began, stages))
+        report.put(PAGE, page)
         summary["report"] = config.report
     for found in brief:
         _say(_line(found))
