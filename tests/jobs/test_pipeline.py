@@ -140,6 +140,15 @@ def test_end_to_end(
     assert {path.name: path.stat().st_mtime_ns for path in (run / "report").iterdir()} == kept
     (run / "run" / "metrics.jsonl").write_bytes(rows)
 
+    # Moved, with what it says of itself.
+    run.rename(tmp_path / "moved")
+    moved = call_job("pipeline", "--config", config, "--output", tmp_path / "moved")
+    assert moved.code == 0, moved.err
+    there = json.loads(moved.out.splitlines()[-1])
+    assert (there["augment"]["patches_written"], there["segment"]["blocks_written"]) == (0, 0)
+    assert there["train"]["model"] == str(tmp_path / "moved" / "run" / "model.safetensors")
+    assert there["evaluate"]["holdout"]["status"] == "held out"
+
 
 @pytest.fixture
 def staged(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:

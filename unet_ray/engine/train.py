@@ -36,7 +36,7 @@ from unet_ray.engine.train_request import (
     settings_of,
     threads_of,
 )
-from unet_ray.engine.train_summary import summarise_run
+from unet_ray.engine.train_summary import model_path, summarise_run
 from unet_ray.engine.train_worker import MODEL, TrainPlan, memory_advice, train_worker
 from unet_ray.errors import ConfigError, ModelFileError, TargetError, UnetRayError
 from unet_ray.network.export import onnx_bytes, require_onnx
@@ -86,7 +86,8 @@ def train(config: TrainConfig) -> Summary:
                 f"the run {config.run} was complete, but its {MODEL} is not there any more; put it back, or train "
                 "again with --overwrite"
             )
-        summary = finished | _export(config, run)
+        # The run may have been moved since, and a relative path is another one from another working directory.
+        summary = finished | {"model": model_path(config)} | _export(config, run)
         return summary | {"seconds": round(time.time() - began, 2), "note": "the run was complete; nothing to do"}
     require_scores(config, cache)
     run.require_writable()

@@ -59,9 +59,14 @@ def summarise_run(
         "best_epoch": best["epoch"],
         "validation": {name: best[name] for name in Validated._fields},
         "precision": precision,
-        "model": f"{config.run.rstrip('/')}/{MODEL}",
+        "model": model_path(config),
         "seconds_of_all_runs": round(seconds + seconds_before(rows, began), 2),
     }
+
+
+def model_path(config: TrainConfig) -> str:
+    """Where the run's model is, as its directory is named now."""
+    return f"{config.run.rstrip('/')}/{MODEL}"
 
 
 def seconds_before(rows: Sequence[Mapping[str, Any]], began: float) -> float:
