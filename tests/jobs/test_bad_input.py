@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,22 @@ def test_pipeline(call_job: Job, stack: Stack, labels: Path, tmp_path: Path) -> 
     deep = ("--images", f"{tmp_path}/**/*.png", "--labels", labels)
     refused("--output", "would become a part of --images", flags=deep)
     assert not (tmp_path / "p").exists()
+    # What a later stage would find in its place.
+    for name, said in (
+        ("cache.zarr", "is not a patch cache (it holds photo.jpg)"),
+        ("run", "is not a run directory (it holds photo.jpg)"),
+        ("segmentation.zarr", "is not a segmentation (it holds photo.jpg)"),
+        ("scored.zarr", "is not a segmentation (it holds photo.jpg)"),
+    ):
+        (tmp_path / "p" / name).mkdir(parents=True)
+        (tmp_path / "p" / name / "photo.jpg").write_text("x")
+        for flags in ((), ("--overwrite",)):
+            refused(name, said, flags=flags)
+        shutil.rmtree(tmp_path / "p")
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "report").write_text("x")
+    refused("report cannot be written", "a file is where a folder is needed")
+    assert [path.name for path in (tmp_path / "p").iterdir()] == ["report"]
 
 
 @pytest.mark.parametrize(

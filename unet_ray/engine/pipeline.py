@@ -27,6 +27,7 @@ from unet_ray.geometry.receptive_field import margin_px
 from unet_ray.storage.mask_volume import open_mask
 from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.patch_cache import CONTACT_SHEET, PatchCache
+from unet_ray.storage.segmentation import Segmentation
 from unet_ray.storage.tiff_target import check_folder_target, check_tiff_targets
 from unet_ray.storage.volume import open_volume
 
@@ -78,8 +79,8 @@ def pipeline(config: PipelineConfig) -> Summary:
     fixing = tuple(str(section) for section in validation if section not in held)
     training = _train_config(config, output)
     excluded = parse_sections(config.augment.exclude_sections, depth, "--augment.exclude-sections")
-    if not config.overwrite:
-        _refuse_other_run(training, network, config.augment.variants * (depth - len({*validation, *excluded})))
+    patches = config.augment.variants * (depth - len({*validation, *excluded}))
+    _check_outputs(output, training, network, patches)
     stages: dict[str, Summary] = {}
 
     def ended() -> Summary:
@@ -151,23 +152,32 @@ def _train_config(config: PipelineConfig, output: str) -> TrainConfig:
     )  # fmt: skip
 
 
-def _refuse_other_run(training: TrainConfig, network: NetworkConfig, patches: int) -> None:
-    """Refuse what the training would refuse after the cache was extended, with which the first command ends as well.
+def _check_outputs(output: str, training: TrainConfig, network: NetworkConfig, patches: int) -> None:
+    """Refuse what a stage would refuse to write into, before those in front of it work for hours.
+
+    Above all a run that was started with something else, before the cache is extended: with more patches the command
+    that started the run would not go on either.
 
     Args:
+        output: of the pipeline.
         training: as asked for.
         network: likewise.
         patches: that the cache will have, or more.
 
     Raises:
-        InputError: the run that is there was started with something else, or something else is there.
+        InputError: something else is there, or nothing can be written.
     """
     cache, run = PatchCache(training.cache), open_objects(training.run)
-    if cache.attributes() is None or run.size(RUN) is None:
-        return
-    asked = training.model_copy(update={"best_by": resolved_best_by(training, cache)})
-    made_with = made_with_of(asked, network, cache)
-    claim(run, asked, made_with | {"patches": max(patches, cache.plan().patches)})
+    cached = cache.attributes()
+    for name in ("segmentation.zarr", "scored.zarr"):
+        Segmentation(f"{output}/{name}").attributes()
+    if training.overwrite or run.size(RUN) is None:
+        claim(run, training, {})
+    elif cached is not None:
+        asked = training.model_copy(update={"best_by": resolved_best_by(training, cache)})
+        made_with = made_with_of(asked, network, cache)
+        claim(run, asked, made_with | {"patches": max(patches, cache.plan().patches)})
+    open_objects(f"{output}/report").require_writable()
 
 
 def _check_stages(config: PipelineConfig) -> tuple[Triple, NetworkConfig]:
