@@ -105,7 +105,9 @@ def _read_yaml(path: str) -> dict[str, Any]:
             raise ConfigError(f"--config {path} is a pipe or a device and no file; save what comes from it to a file")
         loaded = yaml.load(file.read_text(encoding="utf-8"), _Yaml)
     except OSError as error:
-        raise ConfigError(f"--config {path} cannot be read ({error.strerror}); name a YAML file that exists") from error
+        raise ConfigError(
+            f"--config {path} cannot be read ({error.strerror}); name a YAML file that is there and that you may read"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = " ".join(str(error).split())
         raise ConfigError(f"--config {path} is not YAML ({where}); mend the file") from error
