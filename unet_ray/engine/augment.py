@@ -45,7 +45,8 @@ def augment(config: AugmentConfig) -> Summary:
     inputs = [("--images", path) for path in config.images] + [("--labels", path) for path in config.labels]
     inputs += [("--ignore-masks", path) for path in config.ignore_masks]
     check_folder_target("--cache", config.cache, (CONTACT_SHEET,), inputs)
-    if cache.attributes() is None or config.overwrite:  # a cache that is complete may be read-only
+    fresh = cache.attributes() is None or config.overwrite
+    if fresh:  # a cache that is complete may be read-only
         cache.objects.require_writable()
     plan, made_with = prepare(config)
     for line in plan.warnings:
@@ -62,7 +63,8 @@ def augment(config: AugmentConfig) -> Summary:
         done = cache.done_blocks(plan.cache)
     expected = Forecast()
     if len(done) < done.num_blocks:
-        cache.objects.require_writable()
+        if not fresh:
+            cache.objects.require_writable()
         expected = forecast(cache, plan, done)
         require_room(cache, expected, freed)
     if config.overwrite:

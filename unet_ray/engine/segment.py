@@ -84,7 +84,8 @@ def segment(config: SegmentConfig) -> Summary:
         output.forget_above(layout, [block for block in chosen if block not in done])
     made, record = Made(), RunRecord(output.objects, began)
     if skipped < len(chosen) or request.stored is None or anything_missing(output, layout):
-        output.objects.require_writable()
+        if request.stored is not None:  # else it was asked before
+            output.objects.require_writable()
         with cluster(), record:
             request, made = _make(request, done, record)
     summary = _summary(request, made, skipped, began)
