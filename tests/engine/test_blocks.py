@@ -232,13 +232,28 @@ def test_an_actor_begins_a_run_while_it_ends_another() -> None:
     assert (outcome.failures, outcome.written) == ({}, 4)
 
 
+class Gathering(Counting):
+    """Its first block takes until so many processes work."""
+
+    def __init__(self, folder: Path, processes: int) -> None:
+        super().__init__({})
+        self.folder, self.processes, self.ends = folder, processes, time.monotonic() + 120
+
+    def compute(self, block: int, data: int) -> int:
+        (self.folder / str(os.getpid())).touch()
+        while len(list(self.folder.iterdir())) < self.processes:
+            if time.monotonic() > self.ends:
+                raise TimeoutError("the others did not come")
+            time.sleep(0.05)
+        return super().compute(block, data)
+
+
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_pool_without_a_given_size_grows_to_all_cpus() -> None:
+def test_a_pool_without_a_given_size_grows_to_all_cpus(tmp_path: Path) -> None:
     """One actor works on two runs at once; that it is given no more must not hold the others back."""
-    rows: list[dict[str, Any]] = []
-    make, done = partial(Hanging, 0.3), BlockSet(60)
-    run_blocks(make, done, workers=None, cpus_each=1, run_length=1, stage="test", on_row=rows.append)
-    assert len({row["pid"] for row in rows}) == 4
+    make = partial(Gathering, tmp_path, 4)
+    outcome = run_blocks(make, BlockSet(60), workers=None, cpus_each=1, run_length=1, stage="test")
+    assert (outcome.failures, outcome.written) == ({}, 60)
 
 
 @pytest.mark.usefixtures("ray_cluster")
