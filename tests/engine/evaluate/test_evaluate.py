@@ -13,71 +13,23 @@ import numpy.typing as npt
 import pytest
 import tifffile
 
+from tests.engine.evaluate.scored import SHAPE, same, scores_of
 from unet_ray.config.evaluate import EvaluateConfig
 from unet_ray.config.segment import SegmentConfig
-from unet_ray.engine import evaluation as engine
 from unet_ray.engine import section_pictures, section_scoring
 from unet_ray.engine.evaluate import METRICS, PAGE, PANELS, TABLE, evaluate
 from unet_ray.engine.evaluate_inputs import open_inputs
 from unet_ray.engine.evaluation import run_evaluation
-from unet_ray.errors import ConfigError, LabelError, VolumeError
+from unet_ray.errors import ConfigError, VolumeError
 from unet_ray.geometry.box import Box
 from unet_ray.numerics.bootstrap import bootstrap
 from unet_ray.numerics.metrics import score_section
-from unet_ray.numerics.phantom import phantom_block
 from unet_ray.numerics.stack_scores import combine
 from unet_ray.numerics.thresholds import cell_probability
 from unet_ray.report.published import PUBLISHED
 from unet_ray.storage.volume import Volume
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-SHAPE = (4, 96, 112)
-
-
-@pytest.fixture(scope="module")
-def membrane() -> npt.NDArray[np.uint8]:
-    """The truth, 1 = membrane."""
-    return phantom_block(Box.of_shape(SHAPE), 6).membrane
-
-
-@pytest.fixture(scope="module")
-def probability(membrane: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Membrane probability, 0..255: the truth, shifted and noisy, so that no score is 0 or 1."""
-    noise = np.random.default_rng(1).normal(0, 60, SHAPE)
-    return np.clip(np.roll(membrane, 2, axis=2) * 150.0 + 50 + noise, 0, 255).astype(np.uint8)
-
-
-@pytest.fixture(scope="module")
-def labels(membrane: npt.NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In the form of the challenge: 255 = interior."""
-    path = tmp_path_factory.mktemp("labels") / "labels.tif"
-    tifffile.imwrite(path, (1 - membrane) * np.uint8(255), photometric="minisblack")
-    return path
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sections are scored in this process: what differs between inputs needs no cluster again."""
-
-    def in_tasks(function: Any, calls: Any, workers: Any) -> Any:
-        return ((number, function(*call)) for number, call in enumerate(calls))
-
-    monkeypatch.setattr(section_scoring, "in_tasks", in_tasks)
-    monkeypatch.setattr(section_pictures, "in_tasks", in_tasks)
-    monkeypatch.setattr(section_pictures, "pictures", lambda *_: ())
-    monkeypatch.setattr(engine, "hardware", lambda: "here")
-
-
-def scores_of(
-    prediction: npt.NDArray[Any], membrane: npt.NDArray[np.uint8], sections: Any = range(4), **how: Any
-) -> dict[str, Any]:
-    scored = [score_section(cell_probability(prediction[z], **how), membrane[z] == 0) for z in sections]
-    return combine(scored).summary()
-
-
-def same(summary: dict[str, Any], expected: dict[str, Any]) -> bool:
-    return {name: summary[name] for name in expected} == expected
 
 
 def test_the_driver_reads_no_section(
@@ -219,31 +171,6 @@ def test_every_form_of_a_mask_scores_alike(
         evaluate(EvaluateConfig(prediction=signed, labels=str(labels)))
 
 
-@pytest.mark.usefixtures("here")
-def test_polarity_and_kinds_of_labels(
-    labels: Path,
-    membrane: npt.NDArray[np.uint8],
-    probability: npt.NDArray[np.uint8],
-    tmp_path: Path,
-    write_zarr: Callable[..., str],
-) -> None:
-    # The challenge's submission: 32-bit float, 1 = cell.
-    cells = ((255 - probability) / np.float32(255)).astype(np.float32)
-    submission, ours = tmp_path / "submission.tif", write_zarr(tmp_path / "ours.zarr", probability)
-    tifffile.imwrite(submission, cells, photometric="minisblack")
-    expected = scores_of(probability, membrane)
-    assert same(evaluate(EvaluateConfig(prediction=ours, labels=str(labels))), expected)
-    as_cells = evaluate(EvaluateConfig(prediction=str(submission), labels=str(labels), prediction_kind="interior"))
-    assert same(as_cells, expected)
-    as_membrane = evaluate(EvaluateConfig(prediction=str(submission), labels=str(labels)))
-    assert as_membrane["pixel_mismatch"] == pytest.approx(1 - expected["pixel_mismatch"], abs=0.01)
-    bright = write_zarr(tmp_path / "bright.zarr", membrane * np.uint8(255))
-    assert same(evaluate(EvaluateConfig(prediction=ours, labels=bright, label_kind="membrane")), expected)
-    values = write_zarr(tmp_path / "values.zarr", probability)
-    with pytest.raises(LabelError, match="different values"):
-        evaluate(EvaluateConfig(prediction=ours, labels=values))
-
-
 def test_errors_of_a_worker_reach_the_user_as_they_are(labels: Path, tmp_path: Path) -> None:
     raw = tmp_path / "raw.tif"
     tifffile.imwrite(raw, np.full(SHAPE, 3.5, np.float32), photometric="minisblack")
@@ -348,123 +275,6 @@ def test_intervals_are_those_of_the_sections(
     assert found["v_rand"][0] < found["v_rand"][1]
     assert evaluate(EvaluateConfig(**given, bootstrap=0))["interval"] == {}
     assert set(evaluate(EvaluateConfig(**given, sections=("2",)))["interval"].values()) == {None}
-
-
-@pytest.mark.usefixtures("here")
-def test_a_turned_prediction_is_warned_of(
-    labels: Path,
-    probability: npt.NDArray[np.uint8],
-    tmp_path: Path,
-    write_zarr: Callable[..., str],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    given = {"prediction": write_zarr(tmp_path / "p.zarr", probability), "labels": str(labels)}
-    assert evaluate(EvaluateConfig(**given))["warnings"] == []
-    assert "warning" not in capsys.readouterr().err
-    (warning,) = evaluate(EvaluateConfig(**given, prediction_kind="interior"))["warnings"]
-    assert "p looks turned round" in warning
-    assert warning.endswith("pass --prediction-kind membrane")
-    assert f"evaluate: warning: {warning}" in capsys.readouterr().err.splitlines()
-
-
-@pytest.mark.usefixtures("here")
-@pytest.mark.parametrize(
-    ("value", "settings", "said"),
-    [
-        (0, {}, ["hold no cell interior in the scored sections under --label-kind interior"]),
-        (0, {"label_kind": "instances"}, ["hold no cell interior in the scored sections under --label-kind instances"]),
-        (255, {}, ["hold no membrane in the scored sections under --label-kind interior"]),
-        (0, {"label_kind": "membrane"}, ["hold no membrane in the scored sections under --label-kind membrane"]),
-        (None, {"ignore_label": 7}, ["no pixel has the value of --ignore-label 7, so nothing is ignored"]),
-        (None, {"ignore_label": 255}, ["hold no cell interior"]),
-        (None, {}, []),
-    ],
-)
-def test_labels_that_tell_little_are_warned_of(
-    labels: Path, probability: npt.NDArray[np.uint8], tmp_path: Path, write_zarr: Callable[..., str],
-    value: int | None, settings: dict[str, Any], said: list[str],
-) -> None:  # fmt: skip
-    path = labels
-    if value is not None:
-        path = tmp_path / "flat.tif"
-        tifffile.imwrite(path, np.full(SHAPE, value, np.uint8), photometric="minisblack")
-    prediction = write_zarr(tmp_path / "p.zarr", probability)
-    warnings = evaluate(EvaluateConfig(prediction=prediction, labels=str(path), **settings))["warnings"]
-    assert len(warnings) == len(said)
-    for warning, words in zip(warnings, said, strict=True):
-        assert words in warning
-
-
-@pytest.mark.usefixtures("here")
-def test_pixels_that_nobody_labelled(
-    membrane: npt.NDArray[np.uint8], probability: npt.NDArray[np.uint8], tmp_path: Path, write_zarr: Callable[..., str]
-) -> None:
-    ignore = np.zeros(SHAPE, bool)
-    ignore[:, 20:50, 30:60] = True
-    values = np.where(ignore, 7, (1 - membrane) * 255).astype(np.uint8)
-    prediction = write_zarr(tmp_path / "p.zarr", probability)
-    given = {"prediction": prediction, "labels": write_zarr(tmp_path / "l.zarr", values)}
-    found = evaluate(EvaluateConfig(**given, ignore_label=7))
-    scored = [
-        score_section(cell_probability(probability[z]), membrane[z] == 0, ignore=ignore[z]) for z in range(len(ignore))
-    ]
-    assert same(found, combine(scored).summary())
-    assert not same(found, scores_of(probability, membrane))
-    with pytest.raises(LabelError, match="hold 3 different values"):
-        evaluate(EvaluateConfig(**given))
-    values[2] = 7
-    unlabelled = write_zarr(tmp_path / "u.zarr", values)
-    with pytest.raises(LabelError, match=r"u.zarr, section 2, have no pixel that is not --ignore-label 7; leave"):
-        evaluate(EvaluateConfig(prediction=prediction, labels=unlabelled, ignore_label=7))
-
-
-@pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("value", [1, 255])
-def test_masks_of_pixels_that_nobody_labelled(
-    membrane: npt.NDArray[np.uint8],
-    probability: npt.NDArray[np.uint8],
-    labels: Path,
-    tmp_path: Path,
-    write_zarr: Callable[..., str],
-    value: int,
-) -> None:
-    """What the mask leaves out and what the label leaves out is the same, and both together are either."""
-    ignore = np.zeros(SHAPE, bool)
-    ignore[:, 20:50, 30:60] = True
-    mask = write_zarr(tmp_path / "m.zarr", ignore.astype(np.uint8) * np.uint8(value))
-    prediction = write_zarr(tmp_path / "p.zarr", probability)
-    scored = [
-        score_section(cell_probability(probability[z]), membrane[z] == 0, ignore=ignore[z]) for z in range(len(ignore))
-    ]
-    expected = combine(scored).summary()
-    assert same(evaluate(EvaluateConfig(prediction=prediction, labels=str(labels), ignore_masks=mask)), expected)
-    assert not same(expected, scores_of(probability, membrane))
-    left, right = ignore.copy(), ignore.copy()
-    left[..., 45:], right[..., :45] = False, False
-    halves = {
-        "labels": write_zarr(tmp_path / "l.zarr", np.where(left, 7, (1 - membrane) * 255).astype(np.uint8)),
-        "ignore_masks": write_zarr(tmp_path / "r.zarr", right),
-    }
-    assert same(evaluate(EvaluateConfig(prediction=prediction, ignore_label=7, **halves)), expected)
-
-
-@pytest.mark.usefixtures("here")
-def test_ignore_masks_that_do_not_fit(
-    probability: npt.NDArray[np.uint8], labels: Path, tmp_path: Path, write_zarr: Callable[..., str]
-) -> None:
-    given = {"prediction": write_zarr(tmp_path / "p.zarr", probability), "labels": str(labels)}
-    other = write_zarr(tmp_path / "other.zarr", np.zeros((4, 96, 111), np.uint8))
-    with pytest.raises(
-        LabelError, match=r"ignore masks .*other.zarr have shape \(4, 96, 111\) but labels .*labels.tif"
-    ):
-        evaluate(EvaluateConfig(**given, ignore_masks=other))
-    everything = np.zeros(SHAPE, np.uint8)
-    everything[2] = 1
-    mask = write_zarr(tmp_path / "all.zarr", everything)
-    with pytest.raises(LabelError, match=r"section 2, have no pixel that is not above 0 in --ignore-masks .*all.zarr"):
-        evaluate(EvaluateConfig(**given, ignore_masks=mask))
-    sections = ("0:2", "3")
-    assert evaluate(EvaluateConfig(**given, ignore_masks=mask, sections=sections))["sections"] == [0, 1, 3]
 
 
 @pytest.mark.usefixtures("here")
