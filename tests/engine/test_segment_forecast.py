@@ -134,6 +134,9 @@ def test_workers_are_measured_side_by_side(
     assert BLOCKS > 3 * segment_forecast.MOST_BLOCKS
     grown = segment_forecast.MEMORY_GROWTH * max(one.worker_rss_bytes for one in found)
     assert told["forecast_worker_rss_bytes"] == round(grown)
+    few = asked | {"workers": 3, "roi": "0:1,0:64,0:64"}
+    told = segment(SegmentConfig(**few, output=str(tmp_path / "out.zarr"), dry_run=True))
+    assert told["forecast_worker_rss_bytes"] == max(one.worker_rss_bytes for one in seen[1][1])
 
 
 def test_blocks_that_take_long_are_few(
