@@ -17,7 +17,7 @@ from unet_ray.report.progress import Progress
 from unet_ray.storage.array_spec import ArraySpec
 from unet_ray.storage.ome_image import AXES, ome_image
 from unet_ray.storage.open_objects import open_objects
-from unet_ray.storage.owned_group import ROOT
+from unet_ray.storage.owned_group import remove_group
 from unet_ray.storage.shard_codec import ShardCodec
 from unet_ray.storage.shards import (
     Encoded,
@@ -98,9 +98,7 @@ def make_phantom(
         if not overwrite or ATTRIBUTE not in stored:
             remedy = "choose another path" + (" or pass --overwrite" if ATTRIBUTE in stored else "")
             raise OutputMismatchError(f"{path} holds another volume than the phantom {made_with}; {remedy}")
-        for info in [info for info in root.list() if info.key != ROOT]:
-            root.delete(info.key)
-        root.delete(ROOT)  # last: shards without it would be taken for those of the new one
+        remove_group(root)
     blocks = BlockGrid(TileGrid(shape, BLOCK), (1, 1, 1))
     done = BlockSet(blocks.num_blocks, (blocks.number((z, y, x)) for z, y, x in present_shards(root, f"{IMAGE}/0")))
     # A finished phantom stays untouched: by the time of its files others know it again.

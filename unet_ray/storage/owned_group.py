@@ -51,14 +51,18 @@ class OwnedGroup:
         return found
 
     def overwrite(self) -> None:
-        """Remove the group, if there is one; its root goes last, so that what is left is still known as ours.
+        """Remove the group, if there is one.
 
         Raises:
             InputError: something else is at the path.
         """
-        if self.attributes() is None:
-            return
-        for info in list(self.objects.list()):
-            if info.key != ROOT:
-                self.objects.delete(info.key)
-        self.objects.delete(ROOT)
+        if self.attributes() is not None:
+            remove_group(self.objects)
+
+
+def remove_group(objects: Objects) -> None:
+    """Remove a group; its root goes last, so that what is left is still known."""
+    for info in list(objects.list()):
+        if info.key != ROOT:
+            objects.delete(info.key)
+    objects.delete(ROOT)
