@@ -202,7 +202,8 @@ def _fit(config: TrainConfig, plan: TrainPlan, steps: int, memory_each: int) -> 
                 shown = row["resumed_at"]
                 progress.begin_at(shown)
             if row["step"] > shown:
-                first_step[:] = first_step or [time.time()]
+                if not first_step:
+                    first_step.append(time.time())
                 progress.advance(row["step"] - shown, note=row["note"])
                 shown = row["step"]
 
