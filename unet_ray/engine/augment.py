@@ -23,7 +23,7 @@ from unet_ray.report.progress import Progress
 from unet_ray.storage.cache_check import verify
 from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.patch_cache import ARRAYS, CONTACT_SHEET, PatchCache
-from unet_ray.storage.tiff_target import check_folder_target
+from unet_ray.storage.targets import check_folder_target
 
 PICTURED = 10
 NAMED_DAMAGE = 8

@@ -12,7 +12,7 @@ from unet_ray.report.layers import SectionLayers
 from unet_ray.report.panel_row import PanelRow
 from unet_ray.report.published import PUBLISHED
 from unet_ray.storage.open_objects import open_objects
-from unet_ray.storage.tiff_target import check_folder_target
+from unet_ray.storage.targets import check_folder_target
 
 # Files of the report.
 METRICS = "metrics.json"

@@ -28,7 +28,7 @@ from unet_ray.storage.mask_volume import open_mask
 from unet_ray.storage.open_objects import open_objects
 from unet_ray.storage.patch_cache import CONTACT_SHEET, PatchCache
 from unet_ray.storage.segmentation import Segmentation
-from unet_ray.storage.tiff_target import check_folder_target, check_tiff_targets
+from unet_ray.storage.targets import check_folder_target, check_tiff_targets
 from unet_ray.storage.volume import open_volume
 
 # What the stages make in the folder.

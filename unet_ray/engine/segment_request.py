@@ -22,7 +22,7 @@ from unet_ray.storage.objects import absolute
 from unet_ray.storage.owned_group import ROOT
 from unet_ray.storage.segmentation import FORMAT_VERSION, Segmentation
 from unet_ray.storage.segmentation_layout import SegmentationLayout
-from unet_ray.storage.tiff_target import check_folder_target, check_tiff_targets
+from unet_ray.storage.targets import check_folder_target, check_tiff_targets
 from unet_ray.storage.volume import open_volume
 
 

@@ -17,7 +17,7 @@ from unet_ray.network.model_file import decode
 from unet_ray.storage.fingerprint import differences, digest, named
 from unet_ray.storage.objects import Objects, absolute
 from unet_ray.storage.patch_cache import PatchCache
-from unet_ray.storage.tiff_target import require_file_target
+from unet_ray.storage.targets import require_file_target
 
 RUN = "run.json"
 

@@ -16,7 +16,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from unet_ray.errors import TargetError
-from unet_ray.storage.tiff_target import require_file_target
+from unet_ray.storage.targets import require_file_target
 
 TILE_PX = 256
 Kind = Literal["mask", "classes", "probability", "challenge"]

@@ -1,4 +1,4 @@
-"""TIFF files that would harm what is read or written, or could not be written, are refused before the work."""
+"""Outputs that would harm what is read or written, or could not be written, are refused before the work."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 from unet_ray.errors import TargetError
-from unet_ray.storage.tiff_target import check_folder_target, check_tiff_targets
+from unet_ray.storage.targets import check_folder_target, check_tiff_targets
 
 
 @pytest.fixture
