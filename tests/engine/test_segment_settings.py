@@ -12,6 +12,7 @@ import tifffile
 
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine import blocks
+from unet_ray.engine import segment as engine
 from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_worker import Job
 from unet_ray.errors import (
@@ -95,6 +96,7 @@ def test_new_threshold_rewrites_the_mask_alone(
 
 def test_a_finished_output_may_be_read_only(
     made: Path,
+    output: Path,
     asked: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -113,6 +115,10 @@ def test_a_finished_output_may_be_read_only(
         with pytest.raises(TargetError, match="Read-only file system"):
             segment(SegmentConfig(**{**asked, "output": str(made), **other}))
     assert shards(made) == before
+    next(path for path in (output / "0" / "c").rglob("*") if path.is_file()).unlink()
+    monkeypatch.setattr(engine, "cluster", lambda: pytest.fail("a cluster was started"))
+    with pytest.raises(TargetError, match="Read-only file system"):
+        segment(SegmentConfig(**asked, output=str(output)))
 
 
 def test_refusals_leave_the_output_alone(

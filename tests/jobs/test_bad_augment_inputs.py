@@ -120,3 +120,7 @@ def test_a_finished_cache_may_be_read_only(
         ended = augment("--variants", "2", *flags)
         assert (ended.code, ended.out) == (2, ""), flags
         assert "cannot be written (Read-only file system)" in ended.err
+    next(path for path in (tmp_path / "c" / "train" / "image" / "c").rglob("*") if path.is_file()).unlink()
+    ended = augment("--variants", "2")
+    assert (ended.code, ended.out) == (2, "")
+    assert "cannot be written (Read-only file system)" in ended.err
