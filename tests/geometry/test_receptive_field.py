@@ -15,6 +15,7 @@ from unet_ray.geometry.receptive_field import (
     Pool,
     Push,
     Up,
+    cuts_px,
     halo_px,
     input_interval,
     is_legal,
@@ -62,10 +63,17 @@ def along(axis, start, stop):
     return (slice(None),) * axis + (slice(start, stop),)
 
 
-def compute(layers, values, axes, squash, pool=np.max):
-    """The network in whole numbers: unequal taps so that a shift shows, pooling, repetition, skips added."""
-    skips = []
-    for layer in layers:
+def compute(layers, values, axes, squash, pool=np.max, cuts=()):
+    """The network in whole numbers: unequal taps so that a shift shows, pooling, repetition, skips added.
+
+    Cuts: pixels off each side before each up-sampling, and at last off the output.
+    """
+    skips, cuts = [], list(cuts)
+    for layer in [*layers, *([Up(1)] if cuts else [])]:
+        if isinstance(layer, Up) and cuts:
+            cut = cuts.pop(0)
+            for axis in axes:
+                values = values[along(axis, cut, values.shape[axis] - cut)]
         for axis in axes:
             match layer:
                 case Conv(kernel, padding):
@@ -254,6 +262,41 @@ def test_tiles_off_the_pooling_grid_show():
     assert is_legal(layers, 18 + 2 * halo)
     whole = tile_by_tile(layers, line, 72, halo_px(layers) + 8)
     assert (tile_by_tile(layers, line, 18, halo) != whole).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(unets(deepest=4), st.integers(1, 40), st.data())
+def test_what_cuts_spare_was_not_wanted(layers, side, data):
+    line = noise((next(legal_output_sides(layers, side)) + 2 * margin_px(layers),))
+    whole = compute(layers, line, (0,), residues)
+    crop = data.draw(st.integers(0, (len(whole) - 1) // 2))
+    cuts = cuts_px(tuple(layers), crop)
+    assert min(cuts) >= 0
+    found = compute(layers, line, (0,), residues, cuts=cuts)
+    np.testing.assert_array_equal(found, whole[crop : len(whole) - crop])
+
+
+@pytest.mark.parametrize("layers", [SAME, NEAREST], ids=["same", "nearest"])
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("crop", range(12, 18))
+def test_no_more_can_be_cut(layers, place, crop):
+    line = noise((64,))
+    cuts = list(cuts_px(tuple(layers), crop))
+    # One more, and as much less of what is cut next.
+    cuts[place] += 1
+    cuts[place + 1] -= 2
+    if cuts[place + 1] < 0:
+        return
+    found = compute(layers, line, (0,), residues, cuts=cuts)
+    assert (found != compute(layers, line, (0,), residues)[crop : 64 - crop]).any()
+
+
+def test_cuts_of_the_default_network():
+    """Worked out by hand: of 96 px 94 are needless before the last two convolutions, 47 above the last up-sampling."""
+    layers = unet(5, convs=2, kernel=3, same=True, nearest=False)
+    assert cuts_px(tuple(layers), 96) == (4, 2, 2, 3, 2)
+    assert cuts_px(tuple(layers), 0) == (0, 0, 0, 0, 0)
+    assert cuts_px(tuple(PAPER), 2) == (0, 0, 0, 1, 0)
 
 
 def test_a_network_whose_margins_differ_is_our_mistake():

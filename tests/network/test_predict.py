@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from unet_ray.config.network import network_config
+from unet_ray.config.network import layers, network_config
+from unet_ray.geometry.receptive_field import halo_px, margin_px
 from unet_ray.network.batch_norm import BatchNorm
 from unet_ray.network.predict import (
     OutputDtype,
@@ -147,9 +148,46 @@ def test_values_as_they_are_stored_are_the_nearest(values: npt.NDArray[np.float3
 def test_what_is_cut_and_rounded_on_the_device_is_what_numpy_makes(dtype: OutputDtype, classes: int, tta: Tta) -> None:
     config = network_config("default", base_channels=2, depth=2, classes=classes)
     state = new_network(config, 0).state_dict()
-    windows = np.random.default_rng(0).integers(0, 256, (2, 1, 48, 64), dtype=np.uint8)
-    whole = Predictor(config, state, tta=tta)(windows)[..., 5:-5, 5:-5]
-    found = Predictor(config, state, tta=tta, crop=5, dtype=dtype)(windows)
+    # Of whole vectors of the processor: at the end of others PyTorch computes exp otherwise.
+    windows = np.random.default_rng(0).integers(0, 256, (2, 1, 48, 72), dtype=np.uint8)
+    whole = Predictor(config, state, tta=tta)(windows)[..., 4:-4, 4:-4]
+    found = Predictor(config, state, tta=tta, crop=4, dtype=dtype)(windows)
     assert found.dtype == dtype
-    assert found.shape == (2, *([3] if classes == 3 else []), 38, 54)
+    assert found.shape == (2, *([3] if classes == 3 else []), 40, 64)
     assert np.array_equal(found, np.rint(whole * 255).astype(np.uint8) if dtype == "uint8" else whole.astype(dtype))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])  # the layout of float32 follows it
+@pytest.mark.parametrize(
+    ("preset", "members", "classes", "spared"),
+    [("paper", 1, 2, 2), ("keras", 1, 1, 108), ("default", 1, 1, 94), ("default", 1, 3, 94), ("default", 2, 1, 94)],
+)
+def test_what_is_cropped_is_not_computed_and_no_bit_changes(
+    preset: str,
+    members: int,
+    classes: int,
+    spared: int,
+    capability: str,
+    precision: Precision,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if precision != "float32" and hardware_precision("cpu") != precision:
+        pytest.skip(f"this processor emulates {precision}")
+    on_processor_with(capability, monkeypatch)
+    config = network_config(preset, base_channels=8, members=members, classes=classes, in_channels=3)
+    listed = layers(config)
+    halo = halo_px(listed)
+    state, crop = new_network(config, 0).state_dict(), halo - margin_px(listed)
+    windows = np.random.default_rng(0).integers(0, 256, (2, 3, 48 + 2 * halo, 80 + 2 * halo), dtype=np.uint8)
+    whole, cropped = Predictor(config, state, "cpu", precision), Predictor(config, state, "cpu", precision, crop=crop)
+    sides: list[torch.Size] = []
+    for predictor in (whole, cropped):
+        for network in predictor.network.members if members > 1 else [predictor.network]:  # type: ignore[union-attr]
+            network.merge[-1].register_forward_pre_hook(lambda _, given: sides.append(given[0].shape[-2:]))  # type: ignore[index, union-attr]
+    found = cropped(windows)
+    assert found.shape[-2:] == (48, 80)
+    assert np.array_equal(found, whole(windows)[..., crop : crop + 48, crop : crop + 80])
+    valid = 4 if config.padding == "valid" else 0  # what the last two convolutions take off
+    for computed, needless in ((sides[:members], crop - spared), (sides[members:], crop)):
+        assert set(computed) == {(48 + valid + 2 * needless, 80 + valid + 2 * needless)}

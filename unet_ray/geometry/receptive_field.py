@@ -192,6 +192,39 @@ def halo_px(layers: Layers) -> int:
     return _halo(tuple(layers))
 
 
+@lru_cache(maxsize=256)
+def cuts_px(layers: tuple[Layer, ...], crop: int) -> tuple[int, ...]:
+    """What to cut off each side before each up-sampling, and at last off the output, to crop the output by ``crop``.
+
+    Where the outermost pixels of an output are not wanted, most of what the expanding path would compute for them need
+    not be computed: behind an up-sampling a pixel sees but few others of its path, while the halo is as wide as the
+    whole network sees. A skip connection is cropped about its centre to what arrives beside it, as ever.
+
+    Returns:
+        Pixels before each ``Up`` in order, of what the cuts before it have left, and at last those of the output. They
+        are the most with which no pixel that is kept depends on a zero that padding puts at the edge of a cut.
+
+    >>> def level(): return [Conv(3, (1, 1)), Conv(3, (1, 1))]
+    >>> cuts_px((*level(), Push(), Pool(2), *level(), Up(2), Join(), *level()), 20)
+    (9, 2)
+    """
+    needless, totals = crop, list[tuple[int, int]]()
+    for layer in reversed(layers):
+        match layer:
+            case Conv(_, padding):
+                needless = max(0, needless - max(padding))
+            case Up(factor):
+                needless //= factor
+                totals.append((needless, factor))
+            case _:
+                pass
+    cuts, before = list[int](), 0
+    for total, factor in reversed(totals):
+        cuts.append(total - before)
+        before = total * factor
+    return (*cuts, crop - before)
+
+
 def legal_output_sides(layers: Layers, at_least: int = 1) -> Iterator[int]:
     """Output sides that the network can make, ascending, from ``at_least`` on.
 

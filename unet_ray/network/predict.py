@@ -74,7 +74,7 @@ class Predictor:
         tta: test-time augmentation: the mean probability of the window as it is ("none"), of it and its flips in x,
             y and both ("flips"), or of all 8 symmetries of the square ("dihedral"). Windows of tiles whose first and
             last pixel lie on the pooling grid stay exact: seen from the other end, the grid is the same for all.
-        crop: pixels to cut off each side of what `__call__` returns.
+        crop: pixels that each side of what `__call__` returns lacks: the halo, less the margin. They cost little.
         dtype: of what `__call__` returns: float32 or float16 for 0..1, or uint8 for 0..255, rounded to the nearest.
     """
 
@@ -114,18 +114,22 @@ class Predictor:
         total: Tensor | None = None
         # Turned and summed on the device: a GPU then gives back one picture, not eight.
         for turn in turns:
-            view = _turned_back(self._probability(self._logits(_turned(given, turn).contiguous())), turn)
+            logits = self._logits(_turned(given, turn).contiguous(), self.crop)
+            view = _turned_back(self._probability(logits), turn)
             total = view if total is None else total + view
         assert total is not None
-        # Cut and rounded on the device, too: a GPU then gives back one byte per voxel of the tile.
-        mean = self._cropped(total if len(turns) == 1 else total / len(turns))
+        # Rounded on the device, too: a GPU then gives back one byte per voxel of the tile.
+        mean = total if len(turns) == 1 else total / len(turns)
         found: npt.NDArray[Any] = _as_dtype(mean, self.dtype).cpu().numpy()
         return found
 
     @torch.inference_mode()
-    def logits(self, windows: npt.NDArray[np.uint8]) -> Tensor:
-        """Logits (n, k, h - 2m, w - 2m), float32 on the device, of windows as `__call__` takes them."""
-        return self._logits(torch.from_numpy(windows).to(self.device))
+    def logits(self, windows: npt.NDArray[np.uint8], crop: int = 0) -> Tensor:
+        """Logits (n, k, h - 2m, w - 2m), float32 on the device, of windows as `__call__` takes them.
+
+        m is the margin and ``crop``; the predictor's own crop is not looked at.
+        """
+        return self._logits(torch.from_numpy(windows).to(self.device), crop)
 
     @torch.inference_mode()
     def probability(self, logits: Tensor) -> npt.NDArray[np.float32]:
@@ -133,16 +137,13 @@ class Predictor:
         found: npt.NDArray[np.float32] = self._probability(logits).cpu().numpy()
         return found
 
-    def _logits(self, windows: Tensor) -> Tensor:
+    def _logits(self, windows: Tensor, crop: int) -> Tensor:
         images = network_input(windows).to(TORCH_DTYPE[self.precision], memory_format=self._layout)
         exact: AbstractContextManager[None] = true_float32() if self.precision == "float32" else nullcontext()
         with exact:
-            found: Tensor = self.network(images)
-        return found.float()
-
-    def _cropped(self, output: Tensor) -> Tensor:
-        height, width = output.shape[-2:]
-        return output[..., self.crop : height - self.crop, self.crop : width - self.crop]
+            found: Tensor = self.network(images, crop)
+        # Dense, for the ends of rows that lie apart PyTorch computes exp otherwise than what lies between.
+        return found.float().contiguous(memory_format=self._layout)
 
     def _probability(self, logits: Tensor) -> Tensor:
         return (membrane_probability if self.config.classes <= 2 else class_probability)(logits)

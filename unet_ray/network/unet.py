@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unet_ray.config.network import NetworkConfig
+from unet_ray.config.network import NetworkConfig, layers
+from unet_ray.geometry.receptive_field import cuts_px
 from unet_ray.network.batch_norm import BatchNorm
 from unet_ray.network.dropout import Dropout
 
@@ -86,8 +87,13 @@ class UNet(nn.Module):
             last = config.head_channels
         self.out = nn.Conv2d(last, config.classes, 1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (n, classes, h', w') of images (n, in_channels, h, w)."""
+    def forward(self, images: Tensor, crop: int = 0) -> Tensor:
+        """Return logits (n, classes, h', w') of images (n, in_channels, h, w).
+
+        Args:
+            images: of the dtype of the weights.
+            crop: pixels that each side of the logits lacks; they are spared where they would be computed.
+        """
         features = images
         skips: list[Tensor] = []
         for level, (convolve, dropout) in enumerate(zip(self.down, self.dropout, strict=True)):
@@ -98,12 +104,12 @@ class UNet(nn.Module):
             features = dropout(convolve(features))
             skips.append(features)
         skips.pop()
-        for up, merge in zip(self.up, self.merge, strict=True):
-            features = up(features)
+        *cuts, last = cuts_px(tuple(layers(self.config)), crop) if crop else (0,) * self.config.depth
+        for up, merge, cut in zip(self.up, self.merge, cuts, strict=True):
+            features = up(_cropped(features, cut))
             skip = _centre(skips.pop(), features.shape[-2], features.shape[-1])
             features = merge(torch.cat((skip, features), dim=1))  # the notebook's order: skip first
-        logits: Tensor = self.out(self.head(features))
-        return logits
+        return _cropped(self.out(self.head(features)), last)
 
 
 class Ensemble(nn.Module):
@@ -119,18 +125,18 @@ class Ensemble(nn.Module):
         of_one = config.model_copy(update={"members": 1})
         self.members = nn.ModuleList(UNet(of_one, member) for member in range(config.members))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits of images (n, in_channels, h, w).
+    def forward(self, images: Tensor, crop: int = 0) -> Tensor:
+        """Return logits of images (n, in_channels, h, w), cropped as those of a `UNet`.
 
         In training each member's, (members, n, classes, h', w'), for each has a loss of its own; else their mean,
         (n, classes, h', w'), at least float32.
         """
         if self.training:
-            return torch.stack([member(images) for member in self.members])
+            return torch.stack([member(images, crop) for member in self.members])
         first, *others = self.members
-        total = _exact(first(images))
+        total = _exact(first(images, crop))
         for member in others:
-            total = total + _exact(member(images))
+            total = total + _exact(member(images, crop))
         return total / len(self.members)
 
 
@@ -140,6 +146,11 @@ Network = UNet | Ensemble
 def by_member(logits: Tensor) -> Tensor:
     """Logits of a `Network` in either mode as (members, n, classes, h', w'), members 1 where there is one answer."""
     return logits if logits.ndim == 5 else logits[None]
+
+
+def _cropped(features: Tensor, pixels: int) -> Tensor:
+    height, width = features.shape[-2:]
+    return features[..., pixels : height - pixels, pixels : width - pixels] if pixels else features
 
 
 def _centre(features: Tensor, height: int, width: int) -> Tensor:
