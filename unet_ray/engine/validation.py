@@ -132,8 +132,8 @@ def _predict(predictor: Predictor, patch: Patch, weighted: bool) -> tuple[Predic
     classes = max(config.classes, 2)
     probability = np.empty((height, width), np.uint8)
     loss, confusion = LossSum(torch.zeros(()), torch.zeros((), dtype=torch.float64)), np.zeros((classes, classes), int)
-    for window, inside, write in _windows(patch.image, section_tiles((height, width), halo), halo - margin):
-        logits = predictor.logits(window[None])[(..., *inside)]
+    for window, inside, write in _windows(patch.image, section_tiles((height, width), halo)):
+        logits = predictor.logits(window[None], halo - margin)[(..., *inside)]
         label = torch.from_numpy(patch.label[write][None])
         part = cross_entropy(logits.cpu(), label, torch.from_numpy(weight[write][None]))
         loss = LossSum(loss.loss + part.loss, loss.weight + part.weight)
@@ -163,11 +163,10 @@ def _dice(confusion: npt.NDArray[np.int64], only: int | None = None) -> float:
 
 
 def _windows(
-    image: npt.NDArray[np.uint8], tiles: TileGrid, offset: int
+    image: npt.NDArray[np.uint8], tiles: TileGrid
 ) -> Iterator[tuple[npt.NDArray[np.uint8], tuple[slice, slice], tuple[slice, slice]]]:
-    """Per tile: its window, where its written pixels lie in the output, and where they lie in the section."""
+    """Per tile: its window, which pixels of the tile are written, and where they lie in the section."""
     for tile in range(tiles.num_tiles):
         write = tiles.write_box(tile)
         _, height, width = write.shape
-        inside = slice(offset, offset + height), slice(offset, offset + width)
-        yield mirrored_window(image, tiles.read_box(tile)), inside, write.slices[1:]
+        yield mirrored_window(image, tiles.read_box(tile)), np.s_[:height, :width], write.slices[1:]
