@@ -205,7 +205,7 @@ def test_the_probe_sees_a_seam_in_any_class_and_counts_changed_classes(
     tiles = TileGrid((1, 96, 96), (1, 32, 32), (0, 4, 4))
     box = Box((0, 16, 16), (1, 64, 64))
 
-    def predict(precision: Precision, window: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def predict(precision: Precision, window: npt.NDArray[np.uint8], _: int) -> npt.NDArray[np.float32]:
         found = of_shade(window, 4)
         if seam is not None and window.shape[2] == 32 + 8:
             found[:, seam, 3, 3] += 1e-3  # a pixel of every tile, in one class
@@ -237,10 +237,9 @@ def test_probe_passes_with_the_halo_and_refuses_a_smaller_one(
 ) -> None:
     volume = open_volume(write_zarr(tmp_path / "v.zarr", phantom_image((1, 96, 96), 1)))
     config, state, _ = decode(Path(write_model(tmp_path / "m", "default", depth=3, base_channels=4)).read_bytes())
-    predictor = Predictor(config, state)
 
-    def predict(precision: Precision, window: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        return predictor(np.ascontiguousarray(window))
+    def predict(precision: Precision, window: npt.NDArray[np.uint8], crop: int) -> npt.NDArray[np.float32]:
+        return Predictor(config, state, crop=crop)(np.ascontiguousarray(window))
 
     halo = layout_for((1, 96, 96), 32, config, None).blocks.tiles.halo[1]
     for side, right in ((halo, True), (halo // 4 // 2 * 4, False)):
@@ -273,10 +272,11 @@ def test_probe_takes_any_side(
 ) -> None:
     volume = open_volume(write_zarr(tmp_path / "v.zarr", phantom_image(shape, 1)))
     config, state, _ = decode(Path(write_model(tmp_path / "m", preset)).read_bytes())
-    predictor, tiles = Predictor(config, state), layout_for(shape, 32, config, None).blocks.tiles
+    tiles = layout_for(shape, 32, config, None).blocks.tiles
     box = probe_box(tiles, 4)
     found = probe(
-        lambda precision, window: predictor(np.ascontiguousarray(window)), volume.read, tiles, box,
+        lambda precision, window, crop: Predictor(config, state, crop=crop)(np.ascontiguousarray(window)), volume.read,
+        tiles, box,
         crop=tiles.halo[1] - margin_px(layers(config)), threshold=0.5, precision="float32", may_fall_back=False,
     )  # fmt: skip
     assert found.seam_max_abs_diff <= 1e-6

@@ -16,7 +16,7 @@ from unet_ray.network.predict import Precision
 LARGEST_SEAM = 1e-5
 LARGEST_MASK_CHANGE = 1e-3
 
-Predict = Callable[[Precision, npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+Predict = Callable[[Precision, npt.NDArray[np.uint8], int], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,8 @@ def probe(
     """Predict ``box`` in one piece and by the tiles that touch it, in float32 and in ``precision``.
 
     Args:
-        predict: (precision, (1, c, h, w) window) to (1, h', w') probabilities, or (1, k, h', w') of k classes.
+        predict: (precision, (1, c, h, w) window, crop) to (1, h', w') probabilities, or (1, k, h', w') of k classes,
+            of which each side lacks ``crop`` pixels.
         read: grey values of a read box, mirrored outside the volume.
         tiles: the grid that will be used.
         box: region in one section, its sides on the pooling grid; what overhangs the volume is not compared.
@@ -67,18 +68,19 @@ def probe(
     """
     window = read(box.grow(tiles.halo))[None]
     box = box.intersect(Box.of_shape(tiles.volume))
-    whole = _inside(predict("float32", window), crop, box)
+    # Nothing is spared in what the tiles, computed as the job computes them, are held against.
+    whole = _inside(predict("float32", window, 0)[..., crop:, crop:], box)
     pieces = np.full(whole.shape, np.nan, np.float32)
     changed = pixels = 0
     for tile in BlockGrid(tiles, (1, 1, 1)).blocks_touching(box):
         write = tiles.write_box(tile)
         shared = write.intersect(box)
         window = read(tiles.read_box(tile))[None]
-        exact = _inside(predict("float32", window), crop, write)
+        exact = _inside(predict("float32", window, crop), write)
         there, here = shared.relative_to(box.start).slices[1:], shared.relative_to(write.start).slices[1:]
         pieces[(..., *there)] = exact[(..., *here)]
         if precision != "float32":
-            lower = _inside(predict(precision, window), crop, write)
+            lower = _inside(predict(precision, window, crop), write)
             changed += int((_label(lower, threshold) != _label(exact, threshold)).sum())
         pixels += write.voxels
     seam = float(np.abs(whole - pieces).max())
@@ -102,10 +104,10 @@ def probe(
     return SeamCertificate(seam, share, (box.start, box.stop), precision)
 
 
-def _inside(output: npt.NDArray[np.float32], crop: int, box: Box) -> npt.NDArray[np.float32]:
+def _inside(output: npt.NDArray[np.float32], box: Box) -> npt.NDArray[np.float32]:
     """Probabilities of the pixels that belong to a box of one section, ((k,) y, x)."""
     _, height, width = box.shape
-    return output[0, ..., crop : crop + height, crop : crop + width]
+    return output[0, ..., :height, :width]
 
 
 def _label(probability: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[Any]:

@@ -28,7 +28,7 @@ from unet_ray.geometry.box import Box
 from unet_ray.geometry.receptive_field import margin_px, pooling_factor
 from unet_ray.network.model_file import decode
 from unet_ray.network.out_of_memory import is_out_of_memory
-from unet_ray.network.predict import Precision, Predictor, Tta, hardware_precision
+from unet_ray.network.predict import OutputDtype, Precision, Predictor, Tta, hardware_precision
 from unet_ray.numerics.intensity import IntensityMap
 from unet_ray.storage.mask_volume import MaskVolume
 from unet_ray.storage.segmentation import Segmentation
@@ -68,14 +68,16 @@ class Job:
         """Grey values of a box, mirrored outside the volume."""
         return self.intensity.apply(self.volume.read(box))
 
-    def predictor(self, precision: Precision, *, of_tiles: bool = False) -> Predictor:
-        """The model on this worker's device; of tiles: what it returns is cut to the tile, and as it is stored."""
+    def predictor(self, precision: Precision, crop: int = 0, dtype: OutputDtype = "float32") -> Predictor:
+        """The model on this worker's device; what it returns is cropped, and of the dtype."""
         torch.set_num_threads(self.threads)
         keep_freed_memory()
         config, state, _ = decode(self.model)
-        if not of_tiles:
-            return Predictor(config, state, self.device, precision, self.tta)
-        return Predictor(config, state, self.device, precision, self.tta, self.crop, self.layout.dtype)
+        return Predictor(config, state, self.device, precision, self.tta, crop, dtype)
+
+    def predictor_of_tiles(self, precision: Precision) -> Predictor:
+        """What it returns is the tile alone, as it is stored."""
+        return self.predictor(precision, self.crop, self.layout.dtype)
 
 
 class SegmentWorker:
@@ -95,7 +97,7 @@ class SegmentWorker:
     @cached_property
     def predictor(self) -> Predictor:
         """The model, loaded when the first block is computed."""
-        return self.job.predictor(self.precision, of_tiles=True)
+        return self.job.predictor_of_tiles(self.precision)
 
     def is_done(self, block: int) -> bool:
         """Whether the block's record is there."""
@@ -257,7 +259,7 @@ def calibrate_on_worker(
 ) -> Calibration:
     """Tile side, up to the largest, and tiles at once that suit this worker's hardware; what is given is kept."""
     resolved: Precision = hardware_precision(job.device) if precision == "auto" else precision  # type: ignore[assignment]
-    predictor = job.predictor(resolved)
+    predictor = job.predictor_of_tiles(resolved)
     return calibrate(
         predictor, job.volume.shape, predictor.config, job.device,
         tile_px=None if tile_px == "auto" else tile_px,
@@ -286,14 +288,14 @@ class Probed:
 def probe_on_worker(job: Job, asked: str) -> Probed:
     """Precision, seam certificate, hardware and a first idea of the speed."""
     wanted: Precision = hardware_precision(job.device) if asked == "auto" else asked  # type: ignore[assignment]
-    predictors: dict[Precision, Predictor] = {}
+    predictors: dict[tuple[Precision, int], Predictor] = {}
     rates: dict[Precision, float] = {}
 
-    def predict(precision: Precision, window: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        if precision not in predictors:
-            predictors[precision] = job.predictor(precision)
+    def predict(precision: Precision, window: npt.NDArray[np.uint8], crop: int) -> npt.NDArray[np.float32]:
+        if (precision, crop) not in predictors:
+            predictors[precision, crop] = job.predictor(precision, crop)
         start = time.perf_counter()
-        found = predictors[precision](np.ascontiguousarray(window))
+        found = predictors[precision, crop](np.ascontiguousarray(window))
         rates[precision] = window.shape[-1] * window.shape[-2] / (time.perf_counter() - start)
         return found
 
