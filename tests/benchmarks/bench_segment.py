@@ -4,9 +4,10 @@ Run ``python tests/benchmarks/bench_segment.py --volume stack.tif > record.json`
 without a volume it takes the phantom. Weights, volume, tile plan and precision are the same for all; the rates are
 written voxels per second. It measures, and prints as one JSON record:
 
-- ``limit`` and ``limit_kept_memory``: the network in a bare loop over tiles of the job's plan that lie in memory as the
-  network takes them; the second keeps freed memory in the process, as the job may do. As many processes side by side
-  as the job has workers.
+- ``limit``, ``limit_kept_memory`` and ``limit_cropped``: the network in a bare loop over tiles of the job's plan that
+  lie in memory as the network takes them; the second keeps freed memory in the process, as the job may do, and the
+  third also spares what a tile does not need of its window, as the job does. As many processes side by side as the job
+  has workers.
 - ``whole_sections``: a plain loop that reads a section, computes it in one piece and writes it to zarr; with its error
   where the memory does not suffice.
 - ``job_zarr`` and ``job_tiff``: ``jobs/segment.py``, a real process, from zarr to OME-Zarr, and from TIFF to TIFF: from
@@ -39,7 +40,7 @@ from segment_runs import ROOT, job_run, limit, whole_sections
 
 PACKAGES = ("torch", "ray", "numpy", "zarr", "tifffile")
 PARTS = ("job", "forward")
-LIMITS = ("limit", "limit_kept_memory")
+LIMITS = ("limit", "limit_kept_memory", "limit_cropped")
 JOBS = ("job_zarr", "job_tiff")
 Found = dict[str, Any]
 
@@ -48,7 +49,7 @@ def measure(config: argparse.Namespace) -> Found:
     """What a process of a contestant's own does."""
     name = config.measure
     if name in LIMITS:
-        return limit(config, config.inputs, keep_memory=name == "limit_kept_memory")
+        return limit(config, config.inputs, keep_memory=name != "limit", cropped=name == "limit_cropped")
     if name == "whole_sections":
         return whole_sections(config, config.inputs)
     return forward(config, name)

@@ -10,19 +10,20 @@ from segment_runs import passes_per_second
 
 from unet_ray.config.network import layers, network_config
 from unet_ray.engine.process_memory import keep_freed_memory, peak_rss_bytes
-from unet_ray.geometry.receptive_field import halo_px
+from unet_ray.geometry.receptive_field import halo_px, margin_px
 from unet_ray.network.fuse import fuse
 from unet_ray.network.predict import TORCH_DTYPE, hardware_precision
 from unet_ray.network.unet import fold_batch_norm, network_input, new_network
 
 # What each option changes. Plain is one tile of 512 px in float32, contiguous, eager, batch normalisation by itself,
-# and memory given back as glibc does by itself.
+# its whole window computed to the end, and memory given back as glibc does by itself.
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "kept_memory": {"keep_memory": True},
     "channels_last": {"channels_last": True},
     "folded": {"fold": True},
     "fused": {"fold": True, "fuse": True},
+    "cropped": {"crop": True},
     "compile": {"compile": True},
     "two_tiles": {"tiles": 2},
     "tile_256": {"tile_px": 256},
@@ -39,7 +40,8 @@ CONTESTANTS = [
     "kept_memory+tile_384", "kept_memory+tile_768", "kept_memory+tile_1024", "bfloat16+channels_last",
     "bfloat16+channels_last+folded", "bfloat16+channels_last+folded+tile_1024",
     "bfloat16+channels_last+folded+two_tiles", "channels_last+fused", "bfloat16+channels_last+fused",
-    "bfloat16+channels_last+fused+tile_1024",
+    "bfloat16+channels_last+fused+tile_1024", "bfloat16+channels_last+fused+cropped",
+    "bfloat16+channels_last+fused+cropped+tile_1024",
 ]  # fmt: skip
 
 
@@ -74,14 +76,15 @@ def forward(config: argparse.Namespace, name: str) -> dict[str, Any]:
     dtype = TORCH_DTYPE[options.get("precision", "float32")]
     network = network.to(device, dtype).to(memory_format=form)
     tile_px, tiles = options.get("tile_px", 512), options.get("tiles", 1)
-    side = tile_px + 2 * halo_px(layers(settings))
+    halo = halo_px(layers(settings))
+    side, crop = tile_px + 2 * halo, halo - margin_px(layers(settings)) if options.get("crop") else 0
     grey = np.random.default_rng(0).integers(0, 256, (tiles, settings.in_channels, side, side), dtype=np.uint8)
     batch = network_input(torch.from_numpy(grey)).to(device, dtype, memory_format=form)
     if options.get("fuse"):
         fuse(network)
     called = torch.compile(network) if options.get("compile") else network
     with torch.inference_mode():
-        rate, before = passes_per_second(lambda number: called(batch), config.seconds, use_gpu=config.use_gpu)
+        rate, before = passes_per_second(lambda number: called(batch, crop), config.seconds, use_gpu=config.use_gpu)
     return {
         "voxels_per_second": rate * tiles * tile_px**2,
         "seconds_before": before,

@@ -45,16 +45,17 @@ def passes_per_second(work: Callable[[int], object], seconds: float, *, use_gpu:
     return taken / (settle() - start), start - began
 
 
-def limit(config: argparse.Namespace, folder: str, *, keep_memory: bool) -> dict[str, Any]:
+def limit(config: argparse.Namespace, folder: str, *, keep_memory: bool, cropped: bool) -> dict[str, Any]:
     """Voxels per second of the network alone, over tiles of the job's plan that lie in memory as it takes them.
 
+    Cropped: to the tile, by layers that do not compute all of the rest.
     A pass counts as the voxels that the job writes per tile: what tiles overhang the volume is charged to both.
     """
     if keep_memory:
         keep_freed_memory()
     job, chosen = job_of(config, folder), precision(config)
     predictor = job.predictor(chosen)
-    dtype = next(predictor.network.parameters()).dtype
+    dtype, crop = next(predictor.network.parameters()).dtype, job.crop if cropped else 0
     tiles = job.layout.blocks.tiles
     step = max(1, tiles.num_tiles // config.limit_tiles)
     windows = [
@@ -65,8 +66,9 @@ def limit(config: argparse.Namespace, folder: str, *, keep_memory: bool) -> dict
     sys.stdin.readline()  # the others are ready, too
     with torch.inference_mode():
         rate, before = passes_per_second(
-            lambda number: predictor.network(windows[number % len(windows)]), config.seconds, use_gpu=config.use_gpu
-        )
+            lambda number: predictor.network(windows[number % len(windows)], crop), config.seconds,
+            use_gpu=config.use_gpu,
+        )  # fmt: skip
     written = Box.of_shape(tiles.volume).voxels / tiles.num_tiles
     return {
         "voxels_per_second": rate * written,

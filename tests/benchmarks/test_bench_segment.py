@@ -31,7 +31,7 @@ def test_it_returns_rates_of_all_and_ratios_of_the_job() -> None:
     assert peers == set(bench_segment.PEERS)
     for (found,) in record["results"].values():  # a peer that is not installed is named with its error
         assert "error" in found or found["voxels_per_second"] > 0
-    assert {"limit", "limit_kept_memory", "whole_sections"} <= record["medians"].keys()
+    assert {"limit", "limit_kept_memory", "limit_cropped", "whole_sections"} <= record["medians"].keys()
     (ours,), (alone,) = record["results"]["job_tiff"], record["results"]["limit"]
     assert record["ratios"]["job_tiff/limit"]["median"] == ours["voxels_per_second"] / alone["voxels_per_second"]
     parts = ("import_seconds", "startup_seconds", "block_seconds", "after_seconds")
