@@ -116,7 +116,7 @@ def trial(patches: Patch, sides: CachePlan, compressor: str, per_shard: int, ord
         arrays = {name: zarr.open_array(root.zarr_store(), path=name, mode="r") for name in ARRAYS}
         readers: dict[str, Any] = arrays
         if COMPRESSORS[compressor]:  # training's reader knows no array without
-            readers = {name: ShardReader(root, name, specs[name]) for name in ARRAYS}
+            readers = {name: ShardReader(root, name, specs[name], "make it anew") for name in ARRAYS}
         single_seconds, whole_seconds = dict[str, float](), 0.0
         for name in ARRAYS:
             began = time.perf_counter()
@@ -140,7 +140,7 @@ def trial(patches: Patch, sides: CachePlan, compressor: str, per_shard: int, ord
 
 
 def _chunk(reader: Any, number: int) -> Any:
-    return reader.chunk(number) if isinstance(reader, ShardReader) else reader[number]
+    return reader.entry(number) if isinstance(reader, ShardReader) else reader[number]
 
 
 RATES = tuple(f"{what}_patches_per_second" for what in ("encode_and_write", "single_read", "shard_read"))

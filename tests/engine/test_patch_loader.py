@@ -230,7 +230,7 @@ class Slow:
         self.numbers, self.at_once, self.most_at_once = [], 0, 0
         self.lock, self.go_on = threading.Lock(), threading.Event()
 
-    def chunk(self, number):
+    def entry(self, number):
         with self.lock:
             self.numbers.append(number)
             self.at_once += 1
@@ -242,7 +242,7 @@ class Slow:
         time.sleep(0.002)
         with self.lock:
             self.at_once -= 1
-        return self.reader.chunk(number)
+        return self.reader.entry(number)
 
 
 def slowed(cache, *, held=(), failing=(), **how):

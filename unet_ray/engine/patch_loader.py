@@ -18,6 +18,7 @@ READ_AHEAD_BYTES = 64 << 20
 MOST_BATCHES_AHEAD = 32
 # Columns that are copied at once where rows become columns: whole rows would miss the processor's cache.
 STRIP = 32
+REMEDY = "run its jobs/augment.py command again with --verify"
 _ORDER, _TURN = 0, 1
 
 
@@ -83,7 +84,9 @@ class PatchLoader:
         self.rank, self.world_size = rank, world_size
         self.threads = threads or reading_threads(cache.path)
         self._specs = {name: self.plan.spec("train", name) for name in ARRAYS}
-        self._readers = {name: ShardReader(cache.objects, f"train/{name}", spec) for name, spec in self._specs.items()}
+        self._readers = {
+            name: ShardReader(cache.objects, f"train/{name}", spec, REMEDY) for name, spec in self._specs.items()
+        }
         patch_bytes = sum(int(np.prod(spec.shape[1:])) * np.dtype(spec.dtype).itemsize for spec in self._specs.values())
         batch_bytes = patch_bytes * -(-batch_size // world_size)
         self.batches_ahead = min(MOST_BATCHES_AHEAD, max(1, read_ahead_bytes // batch_bytes))
@@ -138,7 +141,7 @@ class PatchLoader:
     def _read(self, number: int, turn: int, into: Patch, row: int, failed: list[Exception]) -> None:
         try:
             for name, reader in self._readers.items():
-                copy_turned(reader.chunk(number), turn, getattr(into, name)[row])
+                copy_turned(reader.entry(number), turn, getattr(into, name)[row])
         except Exception as error:
             failed.append(error)
             raise
