@@ -17,7 +17,7 @@ import tifffile
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_worker import Job
-from unet_ray.errors import ConfigError, OutputMismatchError
+from unet_ray.errors import ConfigError, OutputMismatchError, VolumeError
 from unet_ray.storage.segmentation import Segmentation
 from unet_ray.storage.segmentation_layout import MASK
 
@@ -271,6 +271,24 @@ def test_a_choice_of_sections_leaves_the_others_and_a_larger_one_continues(
     mask = tifffile.imread(tmp_path / "mask.tif")
     assert np.array_equal(mask, (probability > THRESHOLD * 255) * np.uint8(255))
     assert 0 < mask.mean() < 255
+
+
+@pytest.mark.parametrize("array", [MASK_SHARDS, "0"])
+def test_a_damaged_shard_is_found_by_the_tiff_and_none_is_written(
+    array: str, asked: dict[str, Any], output: Path, tmp_path: Path
+) -> None:
+    tiff = tmp_path / "out.tif"
+    tiff.write_bytes(b"before")
+    shard = output / array / "c" / "1" / "1" / "0"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    wanted = {("tiff" if array == MASK_SHARDS else "probability_tiff"): str(tiff)}
+    with pytest.raises(VolumeError, match=f"{array}/c/1/1/0 is damaged .*; run the same command with --verify to rep"):
+        segment(SegmentConfig(**asked, **wanted, output=str(output)))
+    assert [path.name for path in tmp_path.iterdir() if "tif" in path.name] == ["out.tif"]
+    assert tiff.read_bytes() == b"before"
+    summary = segment(SegmentConfig(**asked, **wanted, output=str(output), verify=True))
+    assert summary["status"] == "complete"
+    assert len(tifffile.imread(tiff)) == SHAPE[0]
 
 
 def test_a_region_writes_the_blocks_it_touches_and_its_own_pixels_as_tiff(

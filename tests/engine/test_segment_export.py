@@ -14,12 +14,12 @@ VALUES = np.random.default_rng(0).integers(0, 256, (2, 5, 40, 6), dtype=np.uint8
 
 
 class Channel:
-    """A volume that keeps what was read of it."""
+    """Reads a channel, and keeps what was read of it."""
 
     def __init__(self, number: int) -> None:
         self.number, self.read_boxes = number, list[Box]()
 
-    def read(self, box: Box) -> npt.NDArray[Any]:
+    def __call__(self, box: Box) -> npt.NDArray[Any]:
         self.read_boxes.append(box)
         assert Box.of_shape(VALUES.shape[1:]).intersect(box) == box
         values: npt.NDArray[Any] = VALUES[self.number][box.slices]
@@ -40,7 +40,7 @@ def test_every_row_is_read_once_and_is_the_right_one(
     top, height = rows[0], min(rows[1], 40 - rows[0])
     stored = [Channel(number) for number in range(channels)]
     region = Box((0, top, 1), (5, top + height, 5))
-    read_rows = _Rows(stored, tuple(sections), region, chunk_px)  # type: ignore[arg-type]
+    read_rows = _Rows(stored, tuple(sections), region, chunk_px)
     for page in range(channels * len(sections)):
         place, channel = divmod(page, channels)
         expected = VALUES[channel, sections[place], top : top + height, 1:5]
@@ -54,6 +54,6 @@ def test_every_row_is_read_once_and_is_the_right_one(
 
 
 def test_rows_may_be_asked_for_again() -> None:
-    read_rows = _Rows([Channel(1)], (2,), Box((0, 0, 0), (5, 40, 6)), 16)  # type: ignore[list-item]
+    read_rows = _Rows([Channel(1)], (2,), Box((0, 0, 0), (5, 40, 6)), 16)
     for start in (0, 20, 0, 10):
         np.testing.assert_array_equal(read_rows(0, start, start + 10), VALUES[1, 2, start : start + 10])

@@ -1,5 +1,6 @@
 """Levels of lower resolution, of one class and of several: what each is made from, forgotten with and damaged like."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -196,9 +197,10 @@ def test_classes_share_a_shard_and_have_chunks_of_their_own(classes):
             inside = CLASS_LAYOUT.grid(level).write_box(block).slices
             expected = values[(slice(None), *inside)]
             np.testing.assert_array_equal(classes.read_block(CLASS_LAYOUT, block, level), expected)
-    volumes = classes.open_probabilities(CLASS_LAYOUT)
-    assert [volume.read(Box((0, 0, 16), (1, 1, 17))).item() for volume in volumes] == [1, 3, 0]
-    assert classes.open_label(CLASS_LAYOUT).read(Box((0, 0, 16), (1, 1, 17))).item() == 1
+    with ThreadPoolExecutor(2) as pool:
+        box = Box((0, 0, 16), (1, 1, 17))
+        assert [read(box).item() for read in classes.probability_readers(CLASS_LAYOUT, pool)] == [1, 3, 0]
+        assert classes.label_reader(CLASS_LAYOUT, pool)(box).item() == 1
 
 
 def test_classes_are_listed_verified_and_forgotten_as_blocks(classes):

@@ -1,6 +1,8 @@
 """The finished segmentation as TIFF."""
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,11 @@ from unet_ray.geometry.box import Box
 from unet_ray.storage.segmentation import Segmentation
 from unet_ray.storage.segmentation_layout import SegmentationLayout
 from unet_ray.storage.tiff import Kind, write_tiff
-from unet_ray.storage.volume import Volume
+
+# In an object store a chunk's request takes far longer than its decoding.
+READERS = 16
+
+ReadBox = Callable[[Box], npt.NDArray[Any]]
 
 
 def export_tiff(config: SegmentConfig, layout: SegmentationLayout, sections: tuple[int, ...], region: Box) -> None:
@@ -23,6 +29,15 @@ def export_tiff(config: SegmentConfig, layout: SegmentationLayout, sections: tup
         sections: that are written, in this order.
         region: whose rows and columns are written.
     """
+    if config.tiff is None and config.probability_tiff is None:
+        return
+    with ThreadPoolExecutor(READERS, "chunks") as pool:
+        _export(config, layout, sections, region, pool)
+
+
+def _export(
+    config: SegmentConfig, layout: SegmentationLayout, sections: tuple[int, ...], region: Box, pool: ThreadPoolExecutor
+) -> None:
     _, height, width = region.shape
     output = Segmentation(config.output)
     label: Kind = "mask" if layout.classes == 1 else "classes"
@@ -30,14 +45,14 @@ def export_tiff(config: SegmentConfig, layout: SegmentationLayout, sections: tup
     for path, kind in ((config.tiff, label), (config.probability_tiff, probability)):
         if path is None:
             continue
-        stored = [output.open_label(layout)] if kind == label else output.open_probabilities(layout)
+        read = [output.label_reader(layout, pool)] if kind == label else output.probability_readers(layout, pool)
         write_tiff(
             path,
-            _Rows(stored, sections, region, layout.chunk[1]),
+            _Rows(read, sections, region, layout.chunk[1]),
             shape=(len(sections), height, width),
             kind=kind,
-            channels=len(stored),
-            voxel_size_nm=stored[0].voxel_size_nm,
+            channels=len(read),
+            voxel_size_nm=layout.voxel_size_nm,
             threads=os.cpu_count() or 1,
         )
 
@@ -45,8 +60,8 @@ def export_tiff(config: SegmentConfig, layout: SegmentationLayout, sections: tup
 class _Rows:
     """Reads a page's rows for `write_tiff`, whose bands are not those of the chunks, and each row of chunks once."""
 
-    def __init__(self, stored: list[Volume], sections: tuple[int, ...], region: Box, chunk_px: int) -> None:
-        self._stored, self._sections, self._region, self._chunk_px = stored, sections, region, chunk_px
+    def __init__(self, read: list[ReadBox], sections: tuple[int, ...], region: Box, chunk_px: int) -> None:
+        self._read, self._sections, self._region, self._chunk_px = read, sections, region, chunk_px
         self._left = 0, 0, np.empty((0, 0), np.uint8)  # page, its first row, and rows that were not asked for yet
 
     def __call__(self, page: int, start: int, stop: int) -> npt.NDArray[Any]:
@@ -57,11 +72,11 @@ class _Rows:
         if (missing := start + len(rows)) < stop:
             _, top, left = self._region.start
             _, bottom, right = self._region.stop
-            place, channel = divmod(page, len(self._stored))
+            place, channel = divmod(page, len(self._read))
             # To the end of the chunks that hold the last row.
             until = min(-(-(top + stop) // self._chunk_px) * self._chunk_px, bottom)
             box = Box((self._sections[place], top + missing, left), (self._sections[place] + 1, until, right))
-            parts.append(self._stored[channel].read(box)[0])
+            parts.append(self._read[channel](box)[0])
         found = parts[-1] if len(parts[0]) == 0 else np.concatenate(parts)
         self._left = page, stop, found[stop - start :]
         return found[: stop - start]

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,7 @@ import numpy.typing as npt
 
 from unet_ray.errors import OutputMismatchError, VolumeError
 from unet_ray.geometry.block_set import BlockSet
-from unet_ray.geometry.box import triple
+from unet_ray.geometry.box import Box, triple
 from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.storage.array_spec import ArraySpec
 from unet_ray.storage.fingerprint import differences, named
@@ -18,6 +20,7 @@ from unet_ray.storage.ome_metadata import find_level
 from unet_ray.storage.owned_group import OwnedGroup
 from unet_ray.storage.segmentation_layout import SegmentationLayout
 from unet_ray.storage.shard_codec import ShardCodec
+from unet_ray.storage.shard_reader import ShardReader
 from unet_ray.storage.shards import (
     DAMAGED,
     Encoded,
@@ -31,13 +34,12 @@ from unet_ray.storage.shards import (
     set_aside_damaged,
     shard_key,
 )
-from unet_ray.storage.volume import Volume
-from unet_ray.storage.volume_zarr import open_zarr
 
 FORMAT_VERSION = 1
 ATTRIBUTE = "unet_ray_segmentation"
 LABELS = "labels"
 LEVEL = "0"
+REPAIR = "run the same command with --verify to repair it"
 # Keys that ``made_with`` has only where they are not this: outputs from before there was a choice say nothing of it.
 UNSAID: Mapping[str, Any] = {"probability_dtype": "uint8"}
 
@@ -131,15 +133,26 @@ class Segmentation(OwnedGroup):
         shape: list[int] = [] if document is None else document["shape"]
         return shape[0] if len(shape) > len(AXES) else 1
 
-    def open_probabilities(self, layout: SegmentationLayout) -> list[Volume]:
-        """The membrane's stored probability as a volume, or that of each class."""
-        channels = range(layout.classes) if layout.channels else (None,)
-        return [open_zarr(self.path, self.path, None, channel) for channel in channels]
+    def probability_readers(
+        self, layout: SegmentationLayout, pool: Executor
+    ) -> list[Callable[[Box], npt.NDArray[Any]]]:
+        """What reads boxes of the membrane's stored probability, or of that of each class, by the pool's threads.
 
-    def open_label(self, layout: SegmentationLayout) -> Volume:
-        """The mask or the likeliest classes as a volume."""
-        path = f"{self.path}/{layout.label}"
-        return open_zarr(path, path, None)
+        They raise VolumeError where a shard is missing or damaged.
+        """
+        reader = ShardReader(self.objects, LEVEL, layout.spec(), REPAIR)
+
+        def read(box: Box, channel: tuple[int, ...]) -> npt.NDArray[Any]:
+            after = tuple(number + 1 for number in channel)
+            return reader.read((*channel, *box.start), (*after, *box.stop), pool).reshape(box.shape)
+
+        channels = [(number,) for number in range(layout.classes)] if layout.channels else [()]
+        return [partial(read, channel=channel) for channel in channels]
+
+    def label_reader(self, layout: SegmentationLayout, pool: Executor) -> Callable[[Box], npt.NDArray[Any]]:
+        """What reads boxes of the mask, or of the likeliest classes; as `probability_readers`."""
+        reader = ShardReader(self.objects, f"{layout.label}/{LEVEL}", layout.label_spec(), REPAIR)
+        return lambda box: reader.read(box.start, box.stop, pool)
 
     def unwritten_blocks(self, sections: Sequence[int]) -> int:
         """Blocks that touch ``sections`` and have no probability yet; they would read as 0."""
@@ -227,8 +240,7 @@ class Segmentation(OwnedGroup):
             whole = ShardCodec(layout.spec(level)).decode(data or b"")
         except ValueError as error:
             raise VolumeError(
-                f"block {block} of level {level} of {self.path} is damaged ({error}); run the same command with "
-                "--verify to repair it"
+                f"block {block} of level {level} of {self.path} is damaged ({error}); {REPAIR}"
             ) from error
         depth, height, width = grid.write_box(block).shape
         clipped: npt.NDArray[Any] = whole[..., :depth, :height, :width]
