@@ -114,7 +114,7 @@ def test_the_job_and_the_plain_loops_make_the_same_cache():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="finds processes in /proc")
 def test_memory_is_watched_from_early_to_late_and_in_children():
-    growing = "import time; time.sleep(0.5); a = bytearray(150_000_000); time.sleep(0.5)"
+    growing = "import time; time.sleep(1.5); a = bytearray(150_000_000); time.sleep(1.5)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {growing!r}])"
 
     def role(pid: int, command: str) -> str:

@@ -119,8 +119,8 @@ def test_the_whole_run_asks_little_beside_its_blocks(ran: Ran) -> None:
         "HEAD": BLOCKS, "GET": SHAPE[0],
     }) + Counter({
         "PUT": 2 * BLOCKS,
-        # The mask as TIFF.
-        "GET": 7 + BLOCKS,
+        # The mask as TIFF: a shard's index, and its one chunk.
+        "GET range": 2 * BLOCKS,
     })  # fmt: skip
     assert ran.counts == wanted
 
