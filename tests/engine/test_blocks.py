@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from ray import cloudpickle
 
 from tests.engine import block_counting
@@ -127,6 +128,55 @@ def test_code_that_was_edited_meanwhile_is_a_sentence(tmp_path: Path, monkeypatc
     with pytest.raises(ConfigError, match=r"^node \S+ cannot run this: .* the driver's 0123; .* again: it goes on$"):
         run_few(partial(Dying, tmp_path, set(), set(), set()), [2, 5])
     assert not list(tmp_path.iterdir())
+
+
+class Meeting(Dying):
+    """Computes when as many processes as are expected have begun, and writes who made a block."""
+
+    def __init__(self, folder: Path, processes: int) -> None:
+        super().__init__(folder, set(), set(), set())
+        self.processes = processes
+
+    def compute(self, block: int, data: int) -> int:
+        (self.folder / f"process-{os.getpid()}").touch()
+        while len(list(self.folder.glob("process-*"))) < self.processes:
+            time.sleep(0.01)
+        return data
+
+    def write(self, block: int, encoded: int) -> int:
+        (self.folder / str(block)).write_text(str(os.getpid()))
+        return 1
+
+
+class DyingBeside(Dying):
+    """Block 0 kills its process each time; block 1, in another process, outlasts it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, set(), set(), {0})
+
+    def compute(self, block: int, data: int) -> int:
+        if block == 1:
+            time.sleep(5.0)
+        return super().compute(block, data)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(("tasks", "processes"), [(1, 1), (2, 2), (9, 3)])
+def test_tasks_share_blocks_that_follow_one_another(tmp_path: Path, tasks: int, processes: int) -> None:
+    made = partial(Meeting, tmp_path, processes)
+    outcome = run_few(made, [2, 5, 6], tasks)
+    assert (outcome.written, outcome.units, outcome.failures) == (3, 3, {})
+    by_process: dict[str, list[int]] = {}
+    for block in (2, 5, 6):
+        by_process.setdefault((tmp_path / str(block)).read_text(), []).append(block)
+    assert list(by_process.values()) == {1: [[2, 5, 6]], 2: [[2, 5], [6]], 3: [[2], [5], [6]]}[processes]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_no_task_goes_on_when_another_has_ended_it_all(tmp_path: Path) -> None:
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        run_few(partial(DyingBeside, tmp_path), [0, 1], 2)
+    assert (tmp_path / "1").exists()
 
 
 @pytest.mark.usefixtures("ray_cluster")

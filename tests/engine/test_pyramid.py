@@ -18,7 +18,6 @@ from unet_ray.engine.segment import segment
 from unet_ray.engine.segment_remainder import Remainder, remainder
 from unet_ray.engine.segment_request import open_request
 from unet_ray.geometry.block_set import BlockSet
-from unet_ray.geometry.tiles import BlockGrid, TileGrid
 from unet_ray.numerics.downsample import downsample
 from unet_ray.storage.segmentation import ATTRIBUTE
 from unet_ray.storage.segmentation_layout import MASK
@@ -226,36 +225,35 @@ def test_a_level_whose_process_is_killed_is_made_by_a_pool(
     assert rewritten(before, shards(output)) == both({"3/c/1/0/0"})
 
 
-def test_few_blocks_are_those_that_one_process_makes_before_others_have_started() -> None:
-    small = BlockGrid(TileGrid((6, 160, 160), (1, 16, 16)), (1, 1, 1))
-    large = BlockGrid(TileGrid((40, 4096, 4096), (1, 1024, 1024)), (4, 1, 1))
-    assert (small.write_box(0).voxels, large.write_box(0).voxels) == (256, 4 * 2**20)
-    assert [pyramid._are_few(small, list(range(count)), 100) for count in (1, 252, 253)] == [True, True, False]
-    assert [pyramid._are_few(large, list(range(count)), 100) for count in (1, 48, 49)] == [True, True, False]
-    # Two have half of the work each, but start first.
-    assert [pyramid._are_few(small, list(range(count)), 2) for count in (253, 499, 500)] == [True, True, False]
+def test_tasks_make_blocks_that_take_seconds_and_a_pool_makes_what_takes_longer() -> None:
+    assert [pyramid._tasks(1000, seconds, 100) for seconds in (0.02, 0.99, 1.0, 49.0, 2000.0)] == [1, 1, 2, 98, 100]
+    assert pyramid._tasks(1000, 2001.0, 100) == 0
+    assert [pyramid._tasks(3, seconds, 100) for seconds in (5.0, 60.0, 61.0)] == [3, 3, 0]
 
 
 def test_what_a_pyramid_will_take_is_told_by_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the first level a pool makes the shards sooner, of the last one process does."""
+    """Of the first level a pool makes the shards, of the last tasks do."""
     monkeypatch.setattr(segment_plan, "LARGEST_CHUNK_PX", 256)
     network = network_config("default")
-    layout = segment_plan.layout_for((400, 4096, 4096), 1024, network, None)
+    layout = segment_plan.layout_for((800, 4096, 4096), 1024, network, None)
     alone = []
     for level in layout.levels[1:]:
         grid = layout.grid(level)
-        voxels = 400 * (4096 >> level) ** 2
+        voxels = 800 * (4096 >> level) ** 2
         assert sum(grid.write_box(block).voxels for block in range(grid.num_blocks)) == voxels
         alone.append(pyramid.BLOCK_SECONDS * grid.num_blocks + pyramid.MVOXEL_SECONDS * voxels / 1e6)
-    pool = [pyramid.POOL_SECONDS + seconds / 2 for seconds in alone]
-    assert alone[0] > pool[0]
-    assert alone[-1] < pool[-1]
+    shared = [pyramid._tasks(layout.grid(level).num_blocks, seconds, 2) for level, seconds in enumerate(alone, 1)]
+    assert (shared[0], shared[-1]) == (0, 2)
+    took = [
+        pyramid.TASK_SECONDS + seconds / tasks if tasks else pyramid.POOL_SECONDS + seconds / 2
+        for seconds, tasks in zip(alone, shared, strict=True)
+    ]
     none, blocks = BlockSet(layout.blocks.num_blocks), range(layout.blocks.num_blocks)
     left = Remainder(above=pyramid.missing_above(None, layout, none, blocks))
     assert {level: len(made) for level, made in left.above.items()} == {
         level: layout.grid(level).num_blocks for level in layout.levels[1:]
     }
-    assert left.seconds(layout, 2) == pytest.approx(sum(map(min, alone, pool)))
+    assert left.seconds(layout, 2) == pytest.approx(sum(took))
     first = pyramid.missing_above(None, layout, none, range(layout.blocks.counts[1] * layout.blocks.counts[2]))
     assert {level: len(made) for level, made in first.items()} == {
         level: layout.grid(level).counts[1] * layout.grid(level).counts[2] for level in layout.levels[1:]

@@ -14,9 +14,12 @@ from unet_ray.geometry.tiles import BlockGrid
 from unet_ray.storage.segmentation import Segmentation
 from unet_ray.storage.segmentation_layout import SegmentationLayout
 
-# What one process takes for a block and for a megavoxel that it makes, and a pool of them to start. Measured on one
-# core: 0.003 s per block, 0.019 s per megavoxel; in an object store a block's requests take longer.
-BLOCK_SECONDS, MVOXEL_SECONDS, POOL_SECONDS = 0.02, 0.02, 5.0
+# What one process takes for a block and for a megavoxel that it makes. Measured on one core: 0.003 s per block, 0.019 s
+# per megavoxel; in an object store a block's requests take longer.
+BLOCK_SECONDS, MVOXEL_SECONDS = 0.02, 0.02
+# A pool of actors takes so long to start, a task less; but a task tells nothing before its end, and of one that is
+# killed all is done again.
+POOL_SECONDS, TASK_SECONDS, LONGEST_TASK_SECONDS = 5.0, 0.5, 20.0
 
 
 def missing_masks(
@@ -90,23 +93,22 @@ def missing_above(
 def seconds_for(grid: BlockGrid, todo: list[int], workers: int) -> float:
     """What `build_pyramid` or `make_masks` takes for blocks of a level, about."""
     alone = _alone_seconds(len(todo), grid.voxels_of(todo))
-    return min(alone, _in_pool_seconds(alone, workers))
+    tasks = _tasks(len(todo), alone, workers)
+    return TASK_SECONDS + alone / tasks if tasks else POOL_SECONDS + alone / workers
 
 
-def _alone_seconds(blocks: int, voxels: int = 0) -> float:
+def _alone_seconds(blocks: int, voxels: int) -> float:
     return BLOCK_SECONDS * blocks + MVOXEL_SECONDS * voxels / 1e6
 
 
-def _in_pool_seconds(alone: float, workers: int) -> float:
-    return POOL_SECONDS + alone / workers
+def _tasks(blocks: int, alone: float, workers: int) -> int:
+    """Tasks that share blocks which one process makes in ``alone`` seconds; 0: a pool of actors does.
 
-
-def _are_few(grid: BlockGrid, todo: list[int], workers: int) -> bool:
-    """Whether one process makes these blocks sooner than a pool of so many starts and makes them."""
-    seconds = _alone_seconds(len(todo))
-    if seconds < _in_pool_seconds(seconds, workers):  # of millions of blocks nobody adds up the voxels
-        seconds = _alone_seconds(len(todo), sum(grid.write_box(block).voxels for block in todo))
-    return seconds < _in_pool_seconds(seconds, workers)
+    >>> _tasks(100, 0.6, 8), _tasks(100, 5.0, 2), _tasks(100, 50.0, 2)
+    (1, 2, 0)
+    """
+    tasks = max(1, min(workers, blocks, int(alone / TASK_SECONDS)))
+    return tasks if alone / tasks <= LONGEST_TASK_SECONDS else 0
 
 
 def _on_cpus(output: Segmentation, make_worker: Callable[[], BlockWorker], grid: BlockGrid, todo: list[int]) -> Outcome:
@@ -121,9 +123,9 @@ def _on_cpus(output: Segmentation, make_worker: Callable[[], BlockWorker], grid:
             output.objects.require_writable()
 
     workers = pool_size(None, cpus_each=1)
-    if _are_few(grid, todo, workers):
+    if tasks := _tasks(len(todo), _alone_seconds(len(todo), grid.voxels_of(todo)), workers):
         with contextlib.suppress(*KILLED):
-            return run_few(make_worker, todo)
+            return run_few(make_worker, todo, tasks)
     wanted = set(todo)
     settled = BlockSet(grid.num_blocks, (block for block in range(grid.num_blocks) if block not in wanted))
     length = run_length(len(todo), workers)
