@@ -166,3 +166,17 @@ def test_one_line():
     assert line.endswith(
         f", about {memory.total / 1e9:.2f} GB to train (0.50 weights and optimiser, {kept / 1e9:.2f} activations)"
     )
+
+
+def test_what_tracing_loads_is_known():
+    """So that it can be loaded beside something else."""
+    code = """
+import sys
+from unet_ray.config.network import network_config
+from unet_ray.network.summary import TRACING, predicting_bytes
+print([name in sys.modules for name in TRACING])
+predicting_bytes(network_config("default"), 64)
+print([name in sys.modules for name in TRACING])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[False]", "[True]"]

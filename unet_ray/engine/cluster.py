@@ -57,7 +57,7 @@ def cluster(meanwhile: Sequence[str] = ()) -> Iterator[None]:
         else:
             base = tempfile.gettempdir()
             temporary = tempfile.mkdtemp(prefix="unet_ray-", dir=base if len(base) <= LONGEST_TEMPORARY else "/tmp")
-            with _loading(meanwhile):
+            with loading(meanwhile):
                 _start(temporary)
         # Ray sets a SIGTERM handler of its own, which would end the run without the exit code 130.
         for number, handler in handlers.items():
@@ -76,8 +76,8 @@ def cluster(meanwhile: Sequence[str] = ()) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _loading(modules: Sequence[str]) -> Iterator[None]:
-    """Import modules in a thread; what fails there fails again, and is told, where it is needed."""
+def loading(modules: Sequence[str]) -> Iterator[None]:
+    """Import modules in a thread meanwhile; what fails there fails again, and is told, where it is needed."""
 
     def load() -> None:
         for module in modules:

@@ -13,7 +13,7 @@ from unet_ray.command import Summary
 from unet_ray.config.segment import SegmentConfig
 from unet_ray.engine.blocks import Outcome, run_blocks, run_length
 from unet_ray.engine.bottleneck import bottleneck
-from unet_ray.engine.cluster import cluster, memory_to_ask_for, pool_size
+from unet_ray.engine.cluster import cluster, loading, memory_to_ask_for, pool_size
 from unet_ray.engine.past_runs import RunRecord
 from unet_ray.engine.pyramid import anything_missing, build_pyramid, make_masks
 from unet_ray.engine.segment_dry_run import dry_run
@@ -22,6 +22,7 @@ from unet_ray.engine.segment_request import Request, open_request, take_over
 from unet_ray.engine.segment_start import begin, resolve_actors
 from unet_ray.engine.segment_worker import SegmentWorker
 from unet_ray.geometry.block_set import BlockSet
+from unet_ray.network.summary import TRACING
 from unet_ray.report.progress import Progress
 from unet_ray.storage.volume import open_volume
 
@@ -86,7 +87,8 @@ def segment(config: SegmentConfig) -> Summary:
     if skipped < len(chosen) or request.stored is None or anything_missing(output, layout):
         if request.stored is not None:  # else it was asked before
             output.objects.require_writable()
-        with cluster(), record:
+        # Of what goes on the memory is stored.
+        with cluster(meanwhile=TRACING if request.stored is None else ()), record:
             request, made = _make(request, done, record)
     summary = _summary(request, made, skipped, began)
     if "bottleneck" in summary:
@@ -111,7 +113,8 @@ def _make(request: Request, done: BlockSet, record: RunRecord) -> tuple[Request,
     """
     request = resolve_actors(request)
     if request.stored is None:
-        request = begin(request)
+        with loading(["ray.data"]):  # which `run_blocks` needs next; a worker calibrates and probes
+            request = begin(request)
     else:
         request.job.output.create(request.job.layout, request.stored)
     made, job, stored = Made(), request.job, request.stored or {}

@@ -9,6 +9,7 @@ from unet_ray.engine.segment_remainder import remainder
 from unet_ray.engine.segment_request import Request
 from unet_ray.engine.segment_start import calibrated, probed, resolve_actors
 from unet_ray.geometry.block_set import BlockSet
+from unet_ray.network.summary import TRACING
 
 
 def dry_run(request: Request, began: float) -> Summary:
@@ -33,7 +34,7 @@ def dry_run(request: Request, began: float) -> Summary:
     left, opened = remainder(request, done, todo), time.time() - began
     if not (todo or left):
         return summary | {"note": "everything is done; nothing is left to forecast"}
-    with cluster():
+    with cluster(meanwhile=TRACING if stored is None else ()):
         request = resolve_actors(request)
         if stored is None:
             request, _ = calibrated(request)

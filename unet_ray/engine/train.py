@@ -43,7 +43,7 @@ from unet_ray.network.export import onnx_bytes, require_onnx
 from unet_ray.network.loss import Loss
 from unet_ray.network.model_file import decode
 from unet_ray.network.predict import Precision, hardware_precision
-from unet_ray.network.summary import PROCESS_BYTES, NetworkSummary, summarise
+from unet_ray.network.summary import PROCESS_BYTES, TRACING, NetworkSummary, summarise
 from unet_ray.network.unet import network_from_state
 from unet_ray.report.progress import Progress
 from unet_ray.storage.arrow_store import arrow_store
@@ -94,7 +94,7 @@ def train(config: TrainConfig) -> Summary:
     if not config.overwrite:
         for sentence in take_off_unusable(run, config.run):
             print(f"train: {sentence}", file=sys.stderr)
-    with cluster():
+    with cluster(meanwhile=TRACING):
         plan = _plan(config, network, claimed)
         if config.overwrite:
             empty(run)

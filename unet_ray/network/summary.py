@@ -19,6 +19,8 @@ from unet_ray.network.loss import Loss
 from unet_ray.network.step import OptimizerName, Precision
 from unet_ray.network.unet import by_member, network_of
 
+# What PyTorch loads to trace a network, here for its memory; it takes a second, in which something else may be done.
+TRACING = ("torch._dynamo",)
 _CROSS_ENTROPY = Loss()
 # float32 numbers that an optimiser keeps for each parameter.
 _OPTIMIZER_STATE: dict[OptimizerName, int] = {"adam": 2, "adamw": 2, "sgd": 1}
