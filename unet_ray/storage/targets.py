@@ -75,7 +75,7 @@ def check_tiff_targets(
 
 
 def check_folder_target(flag: str, folder: str, makes: Sequence[str], inputs: Sequence[tuple[str, str | None]]) -> None:
-    """Refuse a folder to write whose files would be read, or listed, as a part of an input.
+    """Refuse a folder to write whose files would be read, or listed, as a part of an input, or cannot be put.
 
     Args:
         flag: of the folder.
@@ -90,6 +90,11 @@ def check_folder_target(flag: str, folder: str, makes: Sequence[str], inputs: Se
         return
     for name in makes:
         place = os.path.realpath(os.path.join(absolute(folder), name))
+        if os.path.isdir(place):
+            raise TargetError(
+                f"{flag} {folder} has a folder {name}, where a file of this name would be put; remove or rename it, or "
+                "choose another path"
+            )
         for other, given in inputs:
             if given is not None and (_in_array(place, given) or _harm(place, given, in_groups=True)):
                 raise TargetError(f"{flag} {folder} would become a part of {other} {given}; choose another path")
