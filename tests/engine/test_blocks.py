@@ -139,7 +139,8 @@ class Meeting(Dying):
 
     def compute(self, block: int, data: int) -> int:
         (self.folder / f"process-{os.getpid()}").touch()
-        while len(list(self.folder.glob("process-*"))) < self.processes:
+        until = time.monotonic() + 60
+        while len(list(self.folder.glob("process-*"))) < self.processes and time.monotonic() < until:
             time.sleep(0.01)
         return data
 
@@ -156,7 +157,7 @@ class DyingBeside(Dying):
 
     def compute(self, block: int, data: int) -> int:
         if block == 1:
-            time.sleep(5.0)
+            time.sleep(10.0)
         return super().compute(block, data)
 
 
