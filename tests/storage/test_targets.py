@@ -129,7 +129,9 @@ def test_a_folder_whose_pictures_would_be_sections(folder: Path, target: str, so
 
 def test_a_folder_in_the_place_of_a_file_is_told_before_the_work(folder: Path) -> None:
     (folder / "report" / "metrics.json").mkdir(parents=True)
-    why = rf"^--report {folder}/report has a folder metrics.json, where a file .* be put; remove or rename it, or choose"
+    why = (
+        rf"^--report {folder}/report has a folder metrics.json, where a file .* be put; remove or rename it, or choose"
+    )
     with pytest.raises(TargetError, match=why):
         check_folder_target("--report", f"{folder}/report", ("page.html", "metrics.json"), [("--images", None)])
     check_folder_target("--report", f"{folder}/report", ("page.html",), [("--images", None)])
