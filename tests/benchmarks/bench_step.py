@@ -18,11 +18,13 @@ from record import commit, machine, median_ratio, versions
 
 from unet_ray.config.network import layers, network_config
 from unet_ray.engine.process_memory import keep_freed_memory, peak_rss_bytes
+from unet_ray.geometry.descriptor_grid import descriptor_sides
 from unet_ray.geometry.receptive_field import margin_px
 from unet_ray.network.ema import WeightAverage
 from unet_ray.network.loss import Loss
 from unet_ray.network.step import Batch, make_optimizer, make_scaler, train_step
-from unet_ray.network.unet import new_network
+from unet_ray.network.unet import add_descriptors, new_network
+from unet_ray.numerics.shape_descriptors import shape_descriptors
 
 PACKAGES = ("torch", "numpy")
 SETTLED = 2
@@ -39,6 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "clipping": {"max_gradient_norm": 1.0},
     "two_pieces": {"pieces": 2},
     "dice": {"dice": 1.0},
+    "descriptors": {"descriptors": 5.0},
     "half_batch": {"batch_share": 2},
 }
 
@@ -51,7 +54,10 @@ def measure(config: argparse.Namespace) -> dict[str, Any]:
         keep_freed_memory()
     device = torch.device("cuda" if config.use_gpu else "cpu")
     settings = network_config(config.preset, base_channels=config.base_channels, depth=config.depth)
-    network = new_network(settings, 0).to(device)
+    network = new_network(settings, 0)
+    if options.get("descriptors"):
+        add_descriptors(network, 0)
+    network = network.to(device)
     if options.get("channels_last"):
         network = network.to(memory_format=torch.channels_last)
     patches = max(1, config.batch_size // options.get("batch_share", 1))
@@ -66,9 +72,17 @@ def measure(config: argparse.Namespace) -> dict[str, Any]:
     scaler = make_scaler(precision, device)
     wrapped = torch.compile(network) if options.get("compile") else network
 
+    loss = Loss(1.0, options.get("dice", 0.0), descriptors=options.get("descriptors", 0.0))
+
     def step(number: int) -> None:
+        given = batch
+        if loss.descriptors:  # made in each step, as the loader's threads do
+            described = np.empty((patches, *descriptor_sides(*label.shape[1:])), np.float32)
+            for of_patch, out in zip(label, described, strict=True):
+                shape_descriptors(of_patch, np.ones(of_patch.shape, bool), out)
+            given = batch._replace(described=torch.from_numpy(described).to(device))
         train_step(
-            wrapped, batch, optimizer, step=number, loss=Loss(1.0, options.get("dice", 0.0)), precision=precision,
+            wrapped, given, optimizer, step=number, loss=loss, precision=precision,
             pieces=options.get("pieces", 1), max_gradient_norm=options.get("max_gradient_norm"), scaler=scaler,
         )  # fmt: skip
         if average is not None:

@@ -13,9 +13,10 @@ import torch.distributed as dist
 
 from unet_ray.config.network import NetworkConfig, network_config
 from unet_ray.engine.ranks import averaging, sum_over_ranks
+from unet_ray.geometry.descriptor_grid import descriptor_sides
 from unet_ray.network.loss import Loss
 from unet_ray.network.step import Batch, Precision, make_optimizer, train_step
-from unet_ray.network.unet import Network, new_network
+from unet_ray.network.unet import Network, add_descriptors, new_network
 
 STEPS = 20
 # bfloat16 has 8 bits: the curves of another order of sums stay this close while the loss falls by a third.
@@ -29,17 +30,19 @@ def batch_of_step(step: int, config: NetworkConfig) -> Batch:
     side = 188 if config.padding == "valid" else 32
     label_side = 4 if config.padding == "valid" else 32
     weight = rng.random((count, label_side, label_side)) * np.array([1, 5, 0.1])[:count, None, None]
+    described = rng.random((count, *descriptor_sides(label_side, label_side)))
+    described[:, -1] = np.round(described[:, -1])
     return Batch(
         torch.from_numpy(rng.integers(0, 256, (count, 1, side, side), dtype=np.uint8)),
         torch.from_numpy(rng.integers(0, 2, (count, label_side, label_side), dtype=np.uint8)),
         torch.from_numpy(weight),
+        described=torch.from_numpy(described),
     )
 
 
 def part(batch: Batch, rank: int, world_size: int) -> Batch:
-    assert batch.weight is not None
-    position = torch.arange(len(batch.image))
-    return Batch(*(value[rank::world_size] for value in (batch.image, batch.label, batch.weight, position)))
+    positioned = batch._replace(position=torch.arange(len(batch.image)))
+    return Batch(*(None if value is None else value[rank::world_size] for value in positioned))  # type: ignore[arg-type]
 
 
 def take_steps(
@@ -47,7 +50,7 @@ def take_steps(
 ) -> tuple[Network, list[float]]:
     """The network after the steps, and their losses; float64 unless in low precision."""
     torch.set_num_threads(1)
-    network = new_network(config, seed=3)
+    network = start(config)
     if precision == "float32":
         network = network.double()
     wrapped = averaging(network, torch.device("cpu")) if world_size > 1 else network
@@ -57,7 +60,7 @@ def take_steps(
     for step in range(STEPS):
         mine = part(batch_of_step(step, config), rank, world_size)
         found = train_step(
-            wrapped, mine, optimizer, step=step, seed=5, loss=Loss(1.0, 0.5), max_gradient_norm=0.3,
+            wrapped, mine, optimizer, step=step, seed=5, loss=loss_of(config), max_gradient_norm=0.3,
             precision=precision, pieces=pieces, world_size=world_size, reduce=reduce,
         )  # fmt: skip
         losses.append(found.loss)
@@ -70,6 +73,18 @@ CONFIGS = (
     network_config("paper", base_channels=1),
     network_config("default", base_channels=2, depth=2, members=2),
 )
+
+
+def start(config: NetworkConfig) -> Network:
+    network = new_network(config, seed=3)
+    if loss_of(config).descriptors:
+        add_descriptors(network, seed=4)
+    return network
+
+
+def loss_of(config: NetworkConfig) -> Loss:
+    """Some with descriptors: a preset with valid padding, and several networks."""
+    return Loss(1.0, 0.5, descriptors=2.0 * (config.preset == "paper" or config.members > 1))
 
 
 def name_of(config: NetworkConfig) -> str:
@@ -110,8 +125,8 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_ranks_equal_one(config: NetworkConfig, ranks: tuple[int, Path]) -> None:
     world_size, folder = ranks
     alone = take_steps(config, 0, 1)[0].state_dict()
-    start = new_network(config, seed=3).double().state_dict()
-    assert any((alone[name] - start[name]).abs().max() > 1e-3 for name in alone)  # it did learn
+    first = start(config).double().state_dict()
+    assert any((alone[name] - first[name]).abs().max() > 1e-3 for name in alone)  # it did learn
     for rank in range(world_size):
         found = torch.load(folder / f"{name_of(config)}-{rank}.pt", weights_only=True)
         for name, expected in alone.items():

@@ -19,6 +19,7 @@ from unet_ray.engine.patch_loader import (
     steps_per_epoch,
 )
 from unet_ray.errors import VolumeError
+from unet_ray.numerics.shape_descriptors import shape_descriptors
 from unet_ray.storage.patch_cache import CachePlan, Patch, PatchCache
 
 PATCHES, SIDE, MARGIN = 11, 6, 2
@@ -101,6 +102,31 @@ def test_without_symmetries_an_epoch_is_the_order_in_batches(cache):
         assert batch.step == step
         np.testing.assert_array_equal(batch.numbers, mine)
         np.testing.assert_array_equal(batch.positions, np.arange(len(mine)))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_labels_are_described_as_they_are_turned(tmp_path, rank):
+    plan = CachePlan(5, 32, 0, 1, patches_per_shard=4, validation=1, section_px=(32, 32))
+    cache = PatchCache(str(tmp_path / "cache.zarr"))
+    cache.create_or_extend(plan, MADE_WITH)
+    rng = np.random.default_rng(0)
+    for shard in range(plan.shards):
+        count = len(plan.patches_of(shard))
+        label = (rng.random((count, 32, 32)) < 0.2).astype(np.uint8)
+        weight = (rng.random((count, 32, 32)) < 0.9).astype(np.float16)
+        cache.put(plan, "train", shard, Patch(label[:, None], label, weight))
+    how = {"rank": rank, "world_size": 2, "batch_size": 3}
+    found, without = batches(cache, describe=True, **how), batches(cache, **how)
+    assert len(found) == 2
+    for batch, plain in zip(found, without, strict=True):
+        assert plain.described is None
+        assert same(batch, plain)
+        assert batch.described.shape == (len(batch.numbers), 7, 8, 8)
+        expected = np.empty((7, 8, 8), np.float32)
+        for row, described in enumerate(batch.described):
+            shape_descriptors(batch.patch.label[row], batch.patch.weight[row] > 0, expected)
+            assert np.array_equal(described, expected)
+            assert 0 < expected[6].mean() < 1
 
 
 @given(

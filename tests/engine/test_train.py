@@ -72,17 +72,20 @@ def test_finished_run_is_not_run_again(finished: tuple[Path, dict[str, Any]], ca
 def test_a_run_of_an_earlier_version_is_known_again(
     finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path
 ) -> None:
-    """Its network has no ``members``: it is what it would be with one; with two it is another."""
+    """Its network has no ``members``, its settings no descriptors: it is what it would be without; with is another."""
     from unet_ray.engine.train import train
 
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)
     told = json.loads((run / "run.json").read_text())
     assert told["made_with"]["network"].pop("members") == 1
+    assert told["made_with"]["settings"].pop("descriptor_weight") == 0
     (run / "run.json").write_text(json.dumps(told))
     assert "nothing to do" in train(config(cache, run))["note"]
     with pytest.raises(OutputMismatchError, match=r"network\.members 1 .now 2."):
         train(config(cache, run, members=2))
+    with pytest.raises(OutputMismatchError, match=r"settings\.descriptor_weight 0\.0 .now 1\.0."):
+        train(config(cache, run, descriptor_weight=1.0))
 
 
 def test_a_finished_run_is_exported(finished: tuple[Path, dict[str, Any]], cache: str, tmp_path: Path) -> None:

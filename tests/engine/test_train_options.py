@@ -19,7 +19,7 @@ SEEN = [("aa", "train"), ("cc", "train"), ("ee", "train"), ("ff", "validation")]
 def tuned(
     ray_cluster: None, tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., str]
 ) -> tuple[Path, dict[str, Any]]:
-    """A run of two members, with context sections, a first model, accumulation, averaging, clipping and Dice.
+    """A run of two members, with context sections, a first model, accumulation, averaging, clipping, Dice, descriptors.
 
     Its rate is so high that later epochs are worse.
     """
@@ -31,6 +31,7 @@ def tuned(
     settings = {
         "best_by": "dice", "epochs": 4, "learning_rate": 0.1, "schedule": "constant", "micro_batch": 1,
         "ema_decay": 0.5, "members": 2, "max_gradient_norm": 1.0, "dice_weight": 1.0, "initial_model": first,
+        "descriptor_weight": 2.0,
     }  # fmt: skip
     cache = make_cache(f"{folder}/cache.zarr", context=1)
     return folder / "run", train(config(cache, folder / "run", **settings))
@@ -44,7 +45,16 @@ def test_the_best_model_is_chosen_by_the_score_asked_for(tuned: tuple[Path, dict
     kept = decode((run / "model.safetensors").read_bytes())[2].training
     assert kept["epoch"] == summary["best_epoch"]
     assert kept["validation"] == summary["validation"]
-    assert {"loss_cross_entropy", "loss_dice"} <= rows(run)[0].keys()
+    told = rows(run)[0]
+    named = [told["loss_cross_entropy"], told["loss_dice"], 2 * told["loss_descriptors"]]
+    assert told["loss"] == pytest.approx(sum(named), rel=1e-6)
+    assert min(named) > 0
+
+
+def test_the_model_of_a_run_with_descriptors_tells_the_membrane_alone(tuned: tuple[Path, dict[str, Any]]) -> None:
+    network, state, _ = decode((tuned[0] / "model.safetensors").read_bytes())
+    assert [state[f"members.{member}.out.weight"].shape[0] for member in range(network.members)] == [1, 1]
+    assert [state[f"members.{member}.out.bias"].shape[0] for member in range(network.members)] == [1, 1]
 
 
 def test_context_sections_reach_the_model(tuned: tuple[Path, dict[str, Any]]) -> None:
@@ -91,3 +101,12 @@ def test_a_depth_that_no_cache_fits_is_to_be_left_out() -> None:
         fitting_network(TrainSettings(preset="paper", depth=4), "cache c", **made)
     with pytest.raises(ConfigError, match=r"make a cache with .* --for-preset paper"):
         fitting_network(TrainSettings(preset="paper"), "cache c", **made | {"margin": 0})
+
+
+def test_descriptors_of_classes_are_refused() -> None:
+    from unet_ray.engine.train_request import fitting_network
+
+    settings = config("cache", Path("run"), descriptor_weight=2.0)
+    with pytest.raises(ConfigError, match=r"^--descriptor-weight 2 describes .* cache C has 3 classes; leave it out$"):
+        fitting_network(settings, "cache C", margin=0, patch_px=32, channels=1, classes=3)
+    assert fitting_network(settings, "cache C", margin=0, patch_px=32, channels=1, classes=2).classes == 1

@@ -41,7 +41,7 @@ SPLITS = {"unequal": UNEQUAL, "one-empty": ([], [0, 1, 2, 3]), "three": THREE}
 
 def part(batch, rows):
     rows = [row for row in rows if row < len(batch.image)]
-    return Batch(*(value[rows] for value in batch))
+    return Batch(*(None if value is None else value[rows] for value in batch))
 
 
 class Averaged(nn.Module):

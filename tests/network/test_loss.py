@@ -110,16 +110,20 @@ def test_label_smoothing_spreads_the_label(classes):
     assert float(smooth) == pytest.approx(float(expected), rel=1e-12)
 
 
-@pytest.mark.parametrize("loss", [Loss(), Loss(0.0, 2.0), Loss(0.5, 1.5, 0.1)])
+@pytest.mark.parametrize("loss", [Loss(), Loss(0.0, 2.0), Loss(0.5, 1.5, 0.1), Loss(0.5, 1.5, 0.0, 3.0)])
 @pytest.mark.parametrize("cut", [0, 1, 3])
 def test_parts_of_a_batch_add_up_to_it(loss, cut):
-    logits, labels = draw(4, 2, 5, 5), (draw(4, 5, 5, seed=2) > 0.5).to(torch.uint8)
-    weights = draw(4, 5, 5, seed=3).abs()
+    logits, labels = draw(4, 2, 9, 9), (draw(4, 9, 9, seed=2) > 0.5).to(torch.uint8)
+    weights = draw(4, 9, 9, seed=3).abs()
+    telling, described = draw(4, 6, 9, 9, seed=4), draw(4, 7, 2, 2, seed=5).sigmoid()
+    described[:, -1] = (described[:, -1] > 0.5).double()
+    described[1, -1] = 0  # a sample without a cell
     weights[2] = 0  # a sample that nobody labelled is no sample of the Dice loss
 
     def both(rows):
-        given = labels[rows], weights[rows]
-        return loss.per_sample(logits[rows], *given).sum(0), loss.denominators(*given)
+        given = labels[rows], weights[rows], described[rows] if loss.descriptors else None
+        wider = torch.cat((logits, telling), dim=1) if loss.descriptors else logits
+        return loss.per_sample(wider[rows], *given).sum(0), loss.denominators(*given)
 
     sums, denominators = both(slice(None))
     parts = [both(slice(0, cut)), both(slice(cut, None))]
@@ -131,6 +135,12 @@ def test_parts_of_a_batch_add_up_to_it(loss, cut):
         expected += loss.cross_entropy * float(pair.mean)
     if loss.dice:
         expected += loss.dice * float(dice_losses(logits, labels, weights).sum()) / 3
+    if loss.descriptors:
+        cells = described[:, -1] == 1
+        told = telling[..., :8, :8].unflatten(3, (2, 4)).unflatten(2, (2, 4)).mean((3, 5)).sigmoid()
+        errors = (told - described[:, :-1]).square().movedim(1, -1)[cells]
+        assert len(errors) not in (0, 16)
+        expected += loss.descriptors * float(errors.mean())
     assert float(sums @ loss.shares(denominators)) == pytest.approx(expected, rel=1e-12)
 
 

@@ -17,6 +17,8 @@ from unet_ray.geometry.receptive_field import (
 from unet_ray.network.dropout import dropout_masks
 from unet_ray.network.unet import (
     UNet,
+    add_descriptors,
+    by_member,
     class_probability,
     expected_shapes,
     fold_batch_norm,
@@ -24,6 +26,7 @@ from unet_ray.network.unet import (
     network_from_state,
     network_input,
     new_network,
+    without_descriptors,
 )
 
 SMALL = {
@@ -233,3 +236,39 @@ def test_full_presets_run(preset):
     with torch.no_grad():
         logits = model(torch.zeros(1, 1, side, side))
     assert logits.shape[2:] == (output_side(layers(model.config), side),) * 2
+
+
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_descriptors_come_behind_logits_that_stay_as_they_are(preset, members):
+    config = network_config(preset, base_channels=2, depth=2, members=members)
+    side = 8 + 2 * margin_px(layers(config))
+    images = torch.rand(2, 1, side, side, generator=torch.Generator().manual_seed(0))
+
+    def logits(model):
+        model.train()
+        with dropout_masks(model, seed=0, step=0, samples=torch.arange(2)):
+            return by_member(model(images))
+
+    model = new_network(config, seed=1)
+    before = logits(model)
+    assert without_descriptors(model) is model
+    add_descriptors(model, seed=2)
+    after = logits(model)
+    assert after.shape == (members, 2, config.classes + 6, 8, 8)
+    torch.testing.assert_close(after[:, :, : config.classes], before, rtol=1e-6, atol=1e-6)
+    telling = after[:, :, config.classes :]
+    assert telling.std() > 0.1
+    # Of their own seed; each member's its own.
+    other = new_network(config, seed=1)
+    add_descriptors(other, seed=2)
+    assert torch.equal(logits(other), after)
+    assert members == 1 or not torch.equal(
+        model.members[0].out.weight[config.classes :], model.members[1].out.weight[config.classes :]
+    )
+    plain = without_descriptors(model)
+    expected = new_network(config, seed=1)
+    assert plain.config == config
+    assert plain.state_dict().keys() == expected.state_dict().keys()
+    for name, tensor in expected.named_parameters():
+        assert torch.equal(plain.state_dict()[name], tensor), name

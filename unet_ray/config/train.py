@@ -67,6 +67,8 @@ class TrainSettings(Config):
     """Coefficient of the cross-entropy in the loss (with one logit: binary cross-entropy)."""
     dice_weight: Annotated[float, Field(ge=0)] = 0.0
     """Coefficient of the Dice loss, the mean over patches of 1 - soft Dice; 0: none."""
+    descriptor_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Coefficient of the squared error of local shape descriptors (Sheridan et al. 2023), which the network then learns to tell of each cell beside its membrane; 0: none. The model keeps the membrane alone."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of each label that the cross-entropy spreads evenly over the classes; 0: none."""
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = None

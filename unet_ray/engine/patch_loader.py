@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from unet_ray.geometry.descriptor_grid import descriptor_sides
+from unet_ray.numerics.shape_descriptors import shape_descriptors
 from unet_ray.storage.patch_cache import ARRAYS, Patch, PatchCache
 from unet_ray.storage.shard_reader import ShardReader
 
@@ -27,12 +29,14 @@ class LoadedBatch(NamedTuple):
 
     Attributes:
         patch: the patches, stacked on a leading axis; perhaps none.
+        described: float32, shape descriptors of each label; None where they are not asked for.
         numbers: int64, of each patch in the cache.
         positions: int64, of each patch in the global batch.
         step: of the epoch, from 0.
     """
 
     patch: Patch
+    described: npt.NDArray[np.float32] | None
     numbers: npt.NDArray[np.int64]
     positions: npt.NDArray[np.int64]
     step: int
@@ -71,17 +75,18 @@ class PatchLoader:
         rank: this worker's number; it takes every ``world_size``-th patch of a batch.
         world_size: workers.
         random_dihedral: turn and flip each patch by one of the square's 8 symmetries.
+        describe: make shape descriptors of the labels, as they are turned.
         threads: that read and decode; None: `reading_threads`.
         read_ahead_bytes: of decoded patches that may wait for the consumer; one batch may always.
     """
 
     def __init__(
         self, cache: PatchCache, *, batch_size: int, seed: int, rank: int, world_size: int, random_dihedral: bool,
-        threads: int | None = None, read_ahead_bytes: int = READ_AHEAD_BYTES,
+        describe: bool = False, threads: int | None = None, read_ahead_bytes: int = READ_AHEAD_BYTES,
     ) -> None:  # fmt: skip
         self.cache, self.plan = cache, cache.plan()
         self.batch_size, self.seed, self.random_dihedral = batch_size, seed, random_dihedral
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.describe = rank, world_size, describe
         self.threads = threads or reading_threads(cache.path)
         self._specs = {name: self.plan.spec("train", name) for name in ARRAYS}
         self._readers = {
@@ -132,16 +137,22 @@ class PatchLoader:
         patch = Patch(
             **{name: np.empty((len(mine), *spec.shape[1:]), spec.dtype) for name, spec in self._specs.items()}
         )
+        described = None
+        if self.describe:
+            described = np.empty((len(mine), *descriptor_sides(self.plan.patch_px, self.plan.patch_px)), np.float32)
+        batch = LoadedBatch(patch, described, order[mine], positions, step)
         reads = [
-            pool.submit(self._read, int(order[place]), int(turns[place]), patch, row, failed)
+            pool.submit(self._read, int(order[place]), int(turns[place]), batch, row, failed)
             for row, place in enumerate(mine)
         ]
-        return _Underway(LoadedBatch(patch, order[mine], positions, step), reads)
+        return _Underway(batch, reads)
 
-    def _read(self, number: int, turn: int, into: Patch, row: int, failed: list[Exception]) -> None:
+    def _read(self, number: int, turn: int, into: LoadedBatch, row: int, failed: list[Exception]) -> None:
         try:
             for name, reader in self._readers.items():
-                copy_turned(reader.entry(number), turn, getattr(into, name)[row])
+                copy_turned(reader.entry(number), turn, getattr(into.patch, name)[row])
+            if into.described is not None:
+                shape_descriptors(into.patch.label[row], into.patch.weight[row] > 0, into.described[row])
         except Exception as error:
             failed.append(error)
             raise

@@ -20,6 +20,8 @@ from unet_ray.storage.patch_cache import PatchCache
 from unet_ray.storage.targets import require_file_target
 
 RUN = "run.json"
+# That runs of earlier versions do not tell of.
+ADDED_SETTINGS = {"descriptor_weight"}
 
 
 def settings_of(config: TrainConfig) -> TrainSettings:
@@ -76,9 +78,14 @@ def fitting_network(
         classes: in its labels.
 
     Raises:
-        ConfigError: they do not fit together.
+        ConfigError: they do not fit together, or the loss does not fit the classes.
     """
     preset = settings.preset
+    if settings.descriptor_weight and classes > 2:
+        raise ConfigError(
+            f"--descriptor-weight {settings.descriptor_weight:g} describes cells between membranes, but {made} has "
+            f"{classes} classes; leave it out"
+        )
     network = network_config(
         preset, base_channels=settings.base_channels, depth=settings.depth, in_channels=channels,
         classes=classes if classes > 2 else None, members=settings.members,
@@ -181,6 +188,8 @@ def claim(run: Objects, config: TrainConfig, made_with: dict[str, Any]) -> dict[
     # A setting that its version did not have is at its default.
     before = NetworkConfig.model_validate(earlier["made_with"]["network"])
     earlier["made_with"]["network"] = before.model_dump(mode="json")
+    defaults = {name: field.default for name, field in TrainSettings.model_fields.items() if name in ADDED_SETTINGS}
+    earlier["made_with"]["settings"] = defaults | earlier["made_with"]["settings"]
     differing = differences(earlier["made_with"], made_with)
     if config.precision not in ("auto", earlier["precision"]):
         differing.append(f"precision {earlier['precision']} (now {config.precision})")

@@ -30,7 +30,7 @@ from unet_ray.network.out_of_memory import is_out_of_memory
 from unet_ray.network.predict import Predictor, fast_layout
 from unet_ray.network.schedule import Schedule
 from unet_ray.network.step import Batch, Precision, make_optimizer, make_scaler, train_step
-from unet_ray.network.unet import Network, new_network
+from unet_ray.network.unet import Network, add_descriptors, new_network, without_descriptors
 from unet_ray.report.progress import duration
 from unet_ray.storage.objects import Objects
 from unet_ray.storage.open_objects import open_objects
@@ -107,7 +107,7 @@ class _Rank:
         self.run, self.cache = open_objects(plan.run), PatchCache(plan.cache)
         self.loader = PatchLoader(
             self.cache, batch_size=settings.batch_size, seed=settings.seed, rank=rank, world_size=world_size,
-            random_dihedral=settings.random_dihedral,
+            random_dihedral=settings.random_dihedral, describe=settings.descriptor_weight > 0,
         )  # fmt: skip
         layout = fast_layout(self.device, plan.precision)
         network = _start_network(plan).to(self.device).to(memory_format=layout)  # type: ignore[call-overload]
@@ -203,7 +203,8 @@ class _Rank:
     def _end_epoch(self) -> None:
         state, at, settings = self.state, self.state.at, self.settings
         assert settings.best_by is not None, "the driver resolves it"
-        with state.judged() as network:
+        with state.judged() as trained:
+            network = without_descriptors(trained)
             predictor = Predictor(self.plan.network, network.state_dict(), self.device, self.plan.precision)
             found, shown = validate(
                 predictor, self.cache, weighted=settings.weighted, rank=self.rank, gather=self.gather
@@ -295,13 +296,14 @@ def batch_of(loaded: LoadedBatch, weighted: bool) -> Batch:
         torch.from_numpy(weight.astype(np.float32)),
         torch.from_numpy(loaded.positions),
         torch.from_numpy(loaded.numbers),
+        None if loaded.described is None else torch.from_numpy(loaded.described),
     )
 
 
 def _loss(settings: TrainSettings) -> Loss:
     return Loss(
         cross_entropy=settings.cross_entropy_weight, dice=settings.dice_weight,
-        label_smoothing=settings.label_smoothing,
+        label_smoothing=settings.label_smoothing, descriptors=settings.descriptor_weight,
     )  # fmt: skip
 
 
@@ -309,6 +311,8 @@ def _start_network(plan: TrainPlan) -> Network:
     network = new_network(plan.network, plan.settings.seed)
     if plan.initial_model is not None:
         network.load_state_dict(decode(read_model_file(plan.initial_model), plan.initial_model)[1])
+    if plan.settings.descriptor_weight:
+        add_descriptors(network, plan.settings.seed)
     return network
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from unet_ray.geometry.descriptor_grid import DESCRIPTORS, STEP_PX
+
 
 class LossSum(NamedTuple):
     """Weighted sum of a loss over pixels and the sum of the weights; the loss is their quotient."""
@@ -26,7 +28,7 @@ class LossSum(NamedTuple):
 
 @dataclass(frozen=True)
 class Loss:
-    """Cross-entropy and Dice loss with coefficients; a term with coefficient 0 is not computed.
+    """Terms with coefficients: cross-entropy, Dice loss, shape descriptors; one with coefficient 0 is not computed.
 
     The paper's loss is `Loss()` of a weighted batch, the notebook's `Loss()` of one logit without weights.
 
@@ -34,6 +36,8 @@ class Loss:
         cross_entropy: coefficient of the weighted mean of `cross_entropy` over pixels.
         dice: coefficient of the mean of `dice_losses` over samples.
         label_smoothing: of the cross-entropy, 0 to 1.
+        descriptors: coefficient of the mean of `descriptor_errors` over cells' pixels; where it is not 0, the last
+            `DESCRIPTORS` channels of the logits are those of the descriptors.
 
     >>> logits = torch.zeros(1, 1, 2, 2)
     >>> labels = torch.tensor([[[0, 1], [1, 1]]])
@@ -45,20 +49,23 @@ class Loss:
     cross_entropy: float = 1.0
     dice: float = 0.0
     label_smoothing: float = 0.0
+    descriptors: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what is no loss."""
-        assert min(self.cross_entropy, self.dice) >= 0
+        assert min(self.cross_entropy, self.dice, self.descriptors) >= 0
         assert self.terms, "one coefficient must be above 0"
 
     @property
     def terms(self) -> dict[str, float]:
         """Coefficient of each term that takes part, by its name."""
-        named = {"cross_entropy": self.cross_entropy, "dice": self.dice}
+        named = {"cross_entropy": self.cross_entropy, "dice": self.dice, "descriptors": self.descriptors}
         return {name: coefficient for name, coefficient in named.items() if coefficient}
 
-    def denominators(self, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        """(terms,) float64 by which the sums of the terms are divided: sum of weights; samples with any weight.
+    def denominators(
+        self, labels: Tensor, weights: Tensor | None = None, described: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
+        """(terms,) float64 that divide the terms' sums: sum of weights; samples with any weight; numbers described.
 
         Those of the parts of a batch add up to the batch's.
         """
@@ -67,13 +74,23 @@ class Loss:
         else:
             weight, samples = weights.sum(dtype=torch.float64), (weights > 0).flatten(1).any(1).sum()
         found = {"cross_entropy": weight, "dice": samples.double()}
+        if self.descriptors:
+            assert described is not None
+            found["descriptors"] = DESCRIPTORS * described[:, -1].sum(dtype=torch.float64)
         return torch.stack([found[name] for name in self.terms])
 
-    def per_sample(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        """(n, terms) sums of each sample, differentiable; arguments are those of `cross_entropy`."""
+    def per_sample(
+        self, logits: Tensor, labels: Tensor, weights: Tensor | None = None, described: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
+        """(n, terms) sums of each sample, differentiable; arguments are those of `cross_entropy`, and targets."""
         found = []
+        if self.descriptors:
+            logits, telling = logits[:, :-DESCRIPTORS], logits[:, -DESCRIPTORS:]
         for name in self.terms:
-            if name == "dice":
+            if name == "descriptors":
+                assert described is not None
+                found.append(descriptor_errors(telling, described))
+            elif name == "dice":
                 found.append(dice_losses(logits, labels, weights))
             else:
                 found.append(_pixel_losses(logits, labels, weights, self.label_smoothing).flatten(1).sum(1))
@@ -148,6 +165,27 @@ def dice_losses(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -
         probability, truth = probability * known, truth * known
     overlap, size = (probability * truth).sum((2, 3)), probability.sum((2, 3)) + truth.sum((2, 3))
     return (1 - (2 * overlap + 1) / (size + 1)).mean(1)
+
+
+def descriptor_errors(logits: Tensor, described: Tensor) -> Tensor:
+    """Squared error of the shape descriptors, summed over all of them at each place of a sample that has any.
+
+    Args:
+        logits: (n, `DESCRIPTORS`, h, w); the mean over each `STEP_PX` x `STEP_PX` pixels tells, by a sigmoid.
+        described: (n, `DESCRIPTORS` + 1, h', w') of `unet_ray.numerics.shape_descriptors`.
+
+    Returns:
+        (n,), as of `dice_losses`.
+
+    Source: Sheridan et al. 2023, who add it to the loss of what is wanted.
+
+    >>> described = torch.tensor([[[[0.5, 0.9]]] * 6 + [[[1.0, 0.0]]]])
+    >>> descriptor_errors(torch.full((1, 6, 4, 8), 100.0), described)  # 6 x (1 - 0.5)^2; the second is in no cell
+    tensor([1.5000])
+    """
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    told = torch.sigmoid(functional.avg_pool2d(exact, STEP_PX))
+    return ((told - described[:, :-1]).square() * described[:, -1:]).sum((1, 2, 3))
 
 
 def _pixel_losses(logits: Tensor, labels: Tensor, weights: Tensor | None, label_smoothing: float) -> Tensor:

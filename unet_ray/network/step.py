@@ -41,6 +41,8 @@ class Batch(NamedTuple):
     for one rank, unknown for several."""
     number: Tensor | None = None
     """(n,) whole numbers: each patch's in its cache, for the message of a divergence."""
+    described: Tensor | None = None
+    """(n, d, h', w') float32, shape descriptors of the labels, where the loss has a term of them."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on ``device``."""
@@ -164,7 +166,7 @@ def train_step(
 
 def _counts(loss: Loss, batch: Batch) -> Tensor:
     """Denominators of this rank's part, and its samples."""
-    denominators = loss.denominators(batch.label, batch.weight)
+    denominators = loss.denominators(batch.label, batch.weight, batch.described)
     return torch.cat((denominators, denominators.new_tensor([len(batch.image)])))
 
 
@@ -177,7 +179,8 @@ def _forward(model: nn.Module, part: Batch, loss: Loss, precision: Precision, *,
         masks = dropout_masks(model, seed=seed, step=step, samples=part.position)
     with torch.autocast(like.device.type, dtype=_AUTOCAST.get(precision), enabled=precision in _AUTOCAST), masks:
         logits = model(images)
-    return torch.stack([loss.per_sample(of_member, part.label, part.weight) for of_member in by_member(logits)])
+    given = part.label, part.weight, part.described
+    return torch.stack([loss.per_sample(of_member, *given) for of_member in by_member(logits)])
 
 
 def _no_sync(model: nn.Module) -> AbstractContextManager[Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from unet_ray.config.network import NetworkConfig, layers
+from unet_ray.geometry.descriptor_grid import DESCRIPTORS
 from unet_ray.geometry.receptive_field import cuts_px
 from unet_ray.network.batch_norm import BatchNorm
 from unet_ray.network.dropout import Dropout
@@ -186,6 +187,44 @@ def new_network(config: NetworkConfig, seed: int) -> Network:
                 if module.bias is not None:
                     module.bias.zero_()
     return model
+
+
+def add_descriptors(model: Network, seed: int) -> None:
+    """Let each network of ``model`` tell shape descriptors, too: `DESCRIPTORS` more channels behind the logits.
+
+    Their first weights are drawn as those of `new_network`, a function of (config, seed); what is there stays.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for network in _networks(model):
+        plain = network.out
+        wider = nn.Conv2d(plain.in_channels, plain.out_channels + DESCRIPTORS, 1)
+        with torch.no_grad():
+            wider.weight.normal_(0.0, math.sqrt(2 / plain.in_channels), generator=generator)
+            nn.init.zeros_(_bias(wider))
+            wider.weight[: plain.out_channels] = plain.weight
+            _bias(wider)[: plain.out_channels] = _bias(plain)
+        network.out = wider
+
+
+def without_descriptors(model: Network) -> Network:
+    """The network of ``model`` as it predicts, on the same weights; ``model`` itself where nothing was added."""
+    classes = model.config.classes
+    if all(network.out.out_channels == classes for network in _networks(model)):
+        return model
+    state = {
+        name: tensor[:classes] if name.split(".")[-2] == "out" else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    return network_from_state(model.config, state)
+
+
+def _networks(model: Network) -> list[UNet]:
+    return [model] if isinstance(model, UNet) else [m for m in model.members if isinstance(m, UNet)]
+
+
+def _bias(convolution: nn.Conv2d) -> Tensor:
+    assert convolution.bias is not None
+    return convolution.bias
 
 
 def network_from_state(config: NetworkConfig, state: Mapping[str, Tensor]) -> Network:
