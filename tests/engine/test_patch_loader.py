@@ -118,6 +118,9 @@ def test_labels_are_described_as_they_are_turned(tmp_path, rank):
     how = {"rank": rank, "world_size": 2, "batch_size": 3}
     found, without = batches(cache, describe=True, **how), batches(cache, **how)
     assert len(found) == 2
+    bytes_of_three = 3 * 2 * (4 * 32**2 + 4 * 7 * 8**2)
+    ahead = [loader_of(cache, describe=d, read_ahead_bytes=bytes_of_three, **how).batches_ahead for d in (True, False)]
+    assert ahead == [3, 4]
     for batch, plain in zip(found, without, strict=True):
         assert plain.described is None
         assert same(batch, plain)

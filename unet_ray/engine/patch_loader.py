@@ -93,6 +93,9 @@ class PatchLoader:
             name: ShardReader(cache.objects, f"train/{name}", spec, REMEDY) for name, spec in self._specs.items()
         }
         patch_bytes = sum(int(np.prod(spec.shape[1:])) * np.dtype(spec.dtype).itemsize for spec in self._specs.values())
+        self._described = descriptor_sides(self.plan.patch_px, self.plan.patch_px)
+        if describe:
+            patch_bytes += int(np.prod(self._described)) * np.dtype(np.float32).itemsize
         batch_bytes = patch_bytes * -(-batch_size // world_size)
         self.batches_ahead = min(MOST_BATCHES_AHEAD, max(1, read_ahead_bytes // batch_bytes))
 
@@ -139,7 +142,7 @@ class PatchLoader:
         )
         described = None
         if self.describe:
-            described = np.empty((len(mine), *descriptor_sides(self.plan.patch_px, self.plan.patch_px)), np.float32)
+            described = np.empty((len(mine), *self._described), np.float32)
         batch = LoadedBatch(patch, described, order[mine], positions, step)
         reads = [
             pool.submit(self._read, int(order[place]), int(turns[place]), batch, row, failed)
