@@ -50,6 +50,15 @@ def test_without_validation_or_pixel_mismatch_or_rows_there_is_still_a_picture()
     assert pixels(curves_png([])).std() > 1
 
 
+def test_training_is_drawn_by_the_term_that_validation_has_too() -> None:
+    rows = run([0.5, 0.4])
+    several = [
+        row | {"loss": 0.9, "loss_cross_entropy": 0.5, "loss_dice": 0.8} if row["event"] == "step" else row
+        for row in rows
+    ]
+    assert curves_png(several) == curves_png(rows)
+
+
 def test_values_that_are_not_finite_and_other_events_are_left_out() -> None:
     rows = run([0.5, 0.4])
     odd = [

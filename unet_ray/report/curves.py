@@ -50,7 +50,9 @@ def _curves(rows: Sequence[Mapping[str, Any]], best_epoch: int | None, width_in:
     count = 2 + bool(len(error[0])) + bool(cells)
     figure = new_figure(width_in, 3.2 + 1.5 * (count - 1))
     axes = figure.subplots(count, 1, sharex=True, height_ratios=[3.2, *[1.3] * (count - 1)])
-    _loss(axes[0], _series(steps, "loss"), checks, best_epoch)
+    # Of a loss of several terms the one that validation knows, too.
+    term = "loss_cross_entropy" if any("loss_cross_entropy" in row for row in steps) else "loss"
+    _loss(axes[0], _series(steps, term), checks, best_epoch)
     if len(error[0]):
         axes[1].plot(*error, "o-", color=GREEN, markersize=3)
         axes[1].set(ylabel="validation\npixel mismatch")
