@@ -1,11 +1,10 @@
 """What is held of decoded pieces, against a plain list of those used last."""
 
-import pickle
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.shipped import shipped
 from unet_ray.storage.segment_cache import SegmentCache
 
 SIZES = [1, 2, 3, 5, 8, 20]
@@ -39,5 +38,5 @@ def test_a_piece_that_two_threads_decode_at_once_counts_once():
 def test_a_worker_gets_an_empty_one_of_the_same_size():
     cache = SegmentCache(5)
     cache.get(1, lambda: np.zeros(4, np.uint8))
-    shipped = pickle.loads(pickle.dumps(cache))
-    assert (list(shipped), shipped.max_bytes) == ([], 5)
+    arrived = shipped(cache)
+    assert (list(arrived), arrived.max_bytes) == ([], 5)
